@@ -1,0 +1,176 @@
+//! One run of the night: its date, its stores, its steps. The only module that reads a clock.
+//!
+//! A step is a folder named by the hash of everything that decides its bytes. It is finished when its `_manifest.json` stands
+//! there and every file it lists is whole; a rerun then reads the manifest instead of doing the work, and resumes at the rest.
+
+use crate::error::{Context, Error, Result};
+use crate::platform::catalog::Catalog;
+use crate::platform::engine;
+use crate::platform::job::Job;
+use crate::platform::storage::{FileEntry, Store, sha256};
+use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
+use bytes::Bytes;
+use chrono::{DateTime, Days, NaiveDate, Utc};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::sync::Mutex;
+use std::time::Instant;
+
+/// Version and revision of this program, as manifests record them.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+pub const GIT_SHA: &str = env!("NIGHTMARKET_GIT_SHA");
+
+/// What every stage is given.
+pub struct Run {
+    pub job: Job,
+    /// The last complete local day.
+    pub date: NaiveDate,
+    pub raw: Store,
+    pub output: Store,
+    pub catalog: Catalog,
+    pub engine: engine::Settings,
+    timings: Mutex<Vec<Timing>>,
+}
+
+/// How long a step took; kept out of every compared file.
+#[derive(Clone, Debug, Serialize)]
+pub struct Timing {
+    pub stage: String,
+    pub seconds: f64,
+    /// The step was complete and verified from an earlier run.
+    pub reused: bool,
+}
+
+/// What a finished step left: `_manifest.json`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Manifest<T> {
+    pub step: String,
+    /// Hash of everything that decides the step's bytes.
+    pub key: String,
+    /// What that was, for people.
+    pub inputs: serde_json::Value,
+    pub files: Vec<FileEntry>,
+    /// The step's findings, as the report shows them.
+    pub facts: T,
+    pub version: String,
+    pub git_sha: String,
+}
+
+/// A finished step: where its files are and what it found.
+#[derive(Clone, Debug)]
+pub struct Done<T> {
+    pub store: Store,
+    pub key: String,
+    pub facts: T,
+    pub files: Vec<FileEntry>,
+}
+
+/// A step being written.
+pub struct Step {
+    store: Store,
+    files: Mutex<Vec<FileEntry>>,
+}
+
+impl Step {
+    pub async fn write_parquet(&self, name: &str, schema: SchemaRef, batches: &[RecordBatch]) -> Result<()> {
+        let entry = self.store.write_parquet(name, schema, batches).await?;
+        self.record(entry);
+        Ok(())
+    }
+
+    pub async fn write_table(&self, name: &str, table: &RecordBatch) -> Result<()> {
+        self.write_parquet(name, table.schema(), std::slice::from_ref(table)).await
+    }
+
+    pub async fn put(&self, name: &str, bytes: Bytes) -> Result<()> {
+        let entry = self.store.put(name, bytes).await?;
+        self.record(entry);
+        Ok(())
+    }
+
+    fn record(&self, entry: FileEntry) {
+        self.files.lock().expect("no panic holds this lock").push(entry);
+    }
+}
+
+impl Run {
+    pub fn new(job: Job, date: NaiveDate, raw: Store, output: Store, catalog: Catalog, engine: engine::Settings) -> Self {
+        Self { job, date, raw, output, catalog, engine, timings: Mutex::new(Vec::new()) }
+    }
+
+    pub fn as_of(&self) -> DateTime<Utc> {
+        self.job.as_of(self.date)
+    }
+
+    pub fn cut_off(&self) -> DateTime<Utc> {
+        self.job.cut_off(self.date)
+    }
+
+    /// The run's date moved back by `days`.
+    pub fn day(&self, back: u64) -> NaiveDate {
+        self.date - Days::new(back)
+    }
+
+    /// Does `work` unless an earlier run did it: `inputs` is everything that decides the bytes it writes below `folder`.
+    pub async fn step<T, I>(&self, folder: &str, inputs: &I, work: impl AsyncFnOnce(&Step) -> Result<T>) -> Result<Done<T>>
+    where
+        T: Serialize + DeserializeOwned,
+        I: Serialize + ?Sized,
+    {
+        let started = Instant::now();
+        let inputs = serde_json::to_value(inputs)?;
+        let key = sha256(format!("{folder}\n{VERSION}\n{inputs}").as_bytes())[..16].to_owned();
+        let store = self.output.child(&format!("{folder}/{key}"));
+        let (done, reused) = match finished(&store).await? {
+            Some(manifest) => (Done { store, key, facts: manifest.facts, files: manifest.files }, true),
+            None => {
+                let step = Step { store: store.clone(), files: Mutex::default() };
+                let facts = work(&step).await?;
+                let mut files = step.files.into_inner().expect("no panic holds this lock");
+                files.sort_by(|a, b| a.path.cmp(&b.path));
+                let (version, git_sha) = (VERSION.to_owned(), GIT_SHA.to_owned());
+                let manifest = Manifest { step: folder.to_owned(), key: key.clone(), inputs, files, facts, version, git_sha };
+                store.put("_manifest.json", serde_json::to_vec_pretty(&manifest)?.into()).await?;
+                (Done { store, key, facts: manifest.facts, files: manifest.files }, false)
+            }
+        };
+        let rows: u64 = done.files.iter().filter_map(|file| file.rows).sum();
+        let seconds = started.elapsed().as_secs_f64();
+        tracing::info!(step = folder, rows, seconds = (seconds * 100.0).round() / 100.0, reused, path = %done.store.locate(""), "step");
+        self.timings.lock().expect("no panic holds this lock").push(Timing { stage: folder.to_owned(), seconds, reused });
+        Ok(done)
+    }
+
+    /// How long each step took, in order.
+    pub fn timings(&self) -> Vec<Timing> {
+        self.timings.lock().expect("no panic holds this lock").clone()
+    }
+}
+
+/// The manifest of a step whose every file is whole, when there is one.
+async fn finished<T: DeserializeOwned>(store: &Store) -> Result<Option<Manifest<T>>> {
+    let Some(bytes) = store.get_optional("_manifest.json").await? else { return Ok(None) };
+    let Ok(manifest) = serde_json::from_slice::<Manifest<T>>(&bytes) else {
+        tracing::warn!(path = %store.locate("_manifest.json"), "unreadable manifest: the step is done again");
+        return Ok(None);
+    };
+    for file in &manifest.files {
+        match store.get_optional(&file.path).await? {
+            Some(bytes) if sha256(&bytes) == file.sha256 => {}
+            _ => {
+                tracing::warn!(path = %store.locate(&file.path), "file differs from its manifest: the step is done again");
+                return Ok(None);
+            }
+        }
+    }
+    Ok(Some(manifest))
+}
+
+/// A date argument: `2026-11-22`, or `yesterday`, the last complete day of the job's time zone.
+pub fn resolve_date(text: &str, job: &Job) -> Result<NaiveDate> {
+    if text == "yesterday" {
+        return Ok(Utc::now().with_timezone(&job.timezone).date_naive() - Days::new(1));
+    }
+    text.parse().map_err(|_| Error::usage(format_args!("{text} is not a date"))).context("--date").map_err(|error| error.action("write it as 2026-11-22, or yesterday"))
+}
