@@ -1,1 +1,161 @@
-//! 
+//! Canonical tables -> feature snapshots: every feature query of the shop, as of each day asked for.
+//!
+//! The queries see the tables through [`Staged::as_of`], so a snapshot of day d holds nothing that was not known at d's cut-off.
+//! A table keyed by user runs bucket by bucket: memory is bounded by the largest bucket, and the rows stay in bucket order.
+
+use crate::error::{Context, Error, Result};
+use crate::ingest::Staged;
+use crate::platform::catalog::Query;
+use crate::platform::engine::{self, Format};
+use crate::platform::run::{Done, Run, Step};
+use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
+use chrono::{DateTime, NaiveDate, Utc};
+use datafusion::prelude::{SessionContext, ident};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The feature tables of the night, by day.
+#[derive(Clone, Debug)]
+pub struct Snapshots {
+    /// Table -> its key columns and feature columns; the same on every day.
+    pub tables: BTreeMap<String, FeatureTable>,
+    days: BTreeMap<NaiveDate, BTreeMap<String, Done<FeatureFacts>>>,
+    pub skipped: Vec<String>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct FeatureTable {
+    pub entity: String,
+    pub key: Vec<String>,
+    pub columns: Vec<String>,
+    schema: SchemaRef,
+}
+
+/// One feature table on one day.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+pub struct FeatureFacts {
+    pub table: String,
+    pub day: NaiveDate,
+    pub rows: u64,
+}
+
+const SCHEMA_FILE: &str = "_schema.parquet";
+
+/// Computes every feature table as of each of `days`.
+pub async fn run(run: &Run, staged: &Staged, days: &BTreeSet<NaiveDate>) -> Result<Snapshots> {
+    let mut snapshots = Snapshots { tables: BTreeMap::new(), days: BTreeMap::new(), skipped: Vec::new() };
+    let mut queries: Vec<&Query> = Vec::new();
+    for query in &run.catalog.features {
+        let there = |name: &String| staged.has(name) || queries.iter().any(|earlier| earlier.name == *name);
+        match query.reads.iter().find(|name| !there(name)) {
+            Some(absent) => {
+                snapshots.skipped.push(format!("feature table {}: it reads {absent}, which this shop does not have", query.name))
+            }
+            None => queries.push(query),
+        }
+    }
+    for &day in days {
+        for query in &queries {
+            snapshot(run, staged, &mut snapshots, query, day).await.with_context(|| format!("features {} for {day}", query.name))?;
+        }
+    }
+    Ok(snapshots)
+}
+
+async fn snapshot(run: &Run, staged: &Staged, snapshots: &mut Snapshots, query: &Query, day: NaiveDate) -> Result<()> {
+    #[derive(Serialize)]
+    struct Inputs<'a> {
+        sql: &'a str,
+        as_of: DateTime<Utc>,
+        cut_off: DateTime<Utc>,
+        reads: BTreeMap<&'a str, &'a str>,
+        buckets: usize,
+    }
+    let earlier = snapshots.keys(day);
+    let inputs = Inputs {
+        sql: &query.sha256,
+        as_of: run.job.as_of(day),
+        cut_off: run.job.cut_off(day),
+        reads: query.reads.iter().map(|name| (name.as_str(), staged.key(name).unwrap_or_else(|| earlier[name.as_str()]))).collect(),
+        buckets: run.engine.buckets,
+    };
+    let buckets: Vec<Option<usize>> = if by_user(&query.grain) { (0..run.engine.buckets).map(Some).collect() } else { vec![None] };
+    let done = run
+        .step(&format!("features/{}/dt={day}", query.name), &inputs, async |step: &Step| {
+            let mut facts = FeatureFacts { table: query.name.clone(), day, rows: 0 };
+            for bucket in buckets {
+                let context = staged.as_of(run, day, bucket, query.reads.iter().map(String::as_str))?;
+                snapshots.register(&context, day, bucket, |name| query.reads.contains(name))?;
+                let rows = rows(&context, query, run.job.as_of(day)).await?;
+                if bucket.unwrap_or(0) == 0 {
+                    step.write_parquet(SCHEMA_FILE, rows.schema(), &[]).await?;
+                }
+                facts.rows += rows.num_rows() as u64;
+                let name = bucket.map_or("all.parquet".to_owned(), |bucket| format!("bucket={bucket}.parquet"));
+                step.write_table(&name, &rows).await?;
+            }
+            Ok(facts)
+        })
+        .await?;
+    if !snapshots.tables.contains_key(&query.name) {
+        let schema = done.store.read_parquet(SCHEMA_FILE).await?.schema();
+        let columns = schema.fields().iter().map(|field| field.name().clone()).filter(|name| !query.grain.contains(name)).collect();
+        let table = FeatureTable { entity: query.entity().to_owned(), key: query.grain.clone(), columns, schema };
+        snapshots.tables.insert(query.name.clone(), table);
+    }
+    snapshots.days.entry(day).or_default().insert(query.name.clone(), done);
+    Ok(())
+}
+
+/// The query's rows in the order of their key, which must be unique.
+async fn rows(context: &SessionContext, query: &Query, as_of: DateTime<Utc>) -> Result<RecordBatch> {
+    let frame = engine::numbers_as_float64(engine::plan(context, query, as_of).await?)?;
+    let order = query.grain.iter().map(|column| ident(column).sort(true, true)).collect();
+    let rows = engine::collect(frame.sort(order)?).await?;
+    let key = query.grain.iter().map(|name| rows.column_by_name(name).cloned().ok_or(name));
+    let key = key.collect::<std::result::Result<Vec<_>, _>>().map_err(|absent| {
+        Error::usage(format_args!("{}: the header's grain names {absent}, which the query does not return", query.path.display()))
+    })?;
+    let distinct = arrow::compute::partition(&key)?.len();
+    if distinct < rows.num_rows() {
+        return Err(Error::usage(format_args!(
+            "{}: the header says one row a {}, but {} rows share theirs with another",
+            query.path.display(),
+            query.grain.join(", "),
+            rows.num_rows() - distinct
+        )));
+    }
+    Ok(rows)
+}
+
+/// Whether a table of this key is computed and stored by bucket of users.
+fn by_user(grain: &[String]) -> bool {
+    grain.first().is_some_and(|column| column == "user_id")
+}
+
+impl Snapshots {
+    /// Adds the feature tables of a day to a session; with a bucket, only that bucket's rows of the per-user ones.
+    pub fn register(&self, context: &SessionContext, day: NaiveDate, bucket: Option<usize>, wanted: impl Fn(&str) -> bool) -> Result<()> {
+        let Some(tables) = self.days.get(&day) else { return Ok(()) };
+        for (name, done) in tables.iter().filter(|(name, _)| wanted(name)) {
+            let table = &self.tables[name];
+            let bucket = bucket.filter(|_| by_user(&table.key)).map(|bucket| format!("bucket={bucket}.parquet"));
+            let paths = done.files.iter().map(|file| &file.path).filter(|path| *path != SCHEMA_FILE);
+            let paths: Vec<String> = paths.filter(|path| bucket.as_ref().is_none_or(|bucket| *path == bucket)).cloned().collect();
+            let rows = engine::files(context, &done.store, &paths, Format::Parquet, table.schema.clone())?;
+            context.register_table(name.as_str(), rows.into_view())?;
+        }
+        Ok(())
+    }
+
+    /// What decides the content of a day's snapshot.
+    pub fn keys(&self, day: NaiveDate) -> BTreeMap<&str, &str> {
+        let tables = self.days.get(&day).into_iter().flatten();
+        tables.map(|(name, done)| (name.as_str(), done.key.as_str())).collect()
+    }
+
+    pub fn facts(&self) -> Vec<FeatureFacts> {
+        self.days.values().flat_map(|tables| tables.values().map(|done| done.facts.clone())).collect()
+    }
+}

@@ -175,7 +175,9 @@ impl Catalog {
     fn check_names(&self) -> Result<()> {
         let staged: BTreeSet<&str> = self.staging.iter().map(|query| query.name.as_str()).collect();
         let features: BTreeSet<&str> = self.features.iter().map(|query| query.name.as_str()).collect();
-        for (query, rooms) in self.staging.iter().map(|query| (query, "staging")).chain(self.features.iter().map(|query| (query, "features"))) {
+        for (query, rooms) in
+            self.staging.iter().map(|query| (query, "staging")).chain(self.features.iter().map(|query| (query, "features")))
+        {
             let (name, path) = (&query.name, query.path.display());
             if rooms == "features" && staged.contains(name.as_str()) {
                 return Err(Error::usage(format_args!("{path}: the name {name} is taken by staging/{name}.sql")));
@@ -272,10 +274,13 @@ fn reads(sql: &str) -> Result<BTreeSet<String>> {
         _ => return Err(only_select()),
     }
     let (tables, _ctes) = resolve_table_references(&statement, true)?;
-    Ok(tables.iter().map(|table| match table.schema() {
-        Some(schema) => format!("{schema}.{}", table.table()),
-        None => table.table().to_owned(),
-    }).collect())
+    Ok(tables
+        .iter()
+        .map(|table| match table.schema() {
+            Some(schema) => format!("{schema}.{}", table.table()),
+            None => table.table().to_owned(),
+        })
+        .collect())
 }
 
 /// Sorts queries so that each comes after those it reads; among equals by name.
@@ -303,7 +308,10 @@ mod tests {
 
     #[test]
     fn only_one_select_is_a_query() {
-        assert_eq!(reads("WITH a AS (SELECT * FROM raw.events) SELECT * FROM a JOIN users USING (user_id)").expect("valid"), BTreeSet::from(["raw.events".to_owned(), "users".to_owned()]));
+        assert_eq!(
+            reads("WITH a AS (SELECT * FROM raw.events) SELECT * FROM a JOIN users USING (user_id)").expect("valid"),
+            BTreeSet::from(["raw.events".to_owned(), "users".to_owned()])
+        );
         for refused in ["COPY (SELECT 1) TO 'x.csv'", "CREATE TABLE t AS SELECT 1", "SELECT 1; SELECT 2", "SET a = 1", "SELEC 1", ""] {
             assert!(reads(refused).is_err(), "{refused}");
         }

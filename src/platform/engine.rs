@@ -80,14 +80,14 @@ pub fn files(context: &SessionContext, store: &Store, paths: &[String], format: 
     let host = format!("{:016x}", xxhash_rust::xxh3::xxh3_64(store.locate("").as_str().as_bytes()));
     let root = Url::parse(&format!("store://{host}/")).expect("a hex host makes a URL");
     context.register_object_store(&root, store.object_store());
-    let urls = paths.iter().map(|path| ListingTableUrl::parse(root.join(path).map_err(|e| Error::internal(e))?.as_str()).map_err(Error::from));
+    let urls =
+        paths.iter().map(|path| ListingTableUrl::parse(root.join(path).map_err(|e| Error::internal(e))?.as_str()).map_err(Error::from));
     let urls = urls.collect::<Result<Vec<_>>>()?;
     let format: Arc<dyn FileFormat> = match format {
         Format::Parquet => Arc::new(ParquetFormat::default()),
         Format::Csv => Arc::new(CsvFormat::default().with_has_header(true)),
     };
-    let partitions = context.state().config().target_partitions();
-    let options = ListingOptions::new(format).with_file_extension("").with_target_partitions(partitions).with_collect_stat(true);
+    let options = ListingOptions::new(format).with_file_extension("");
     let config = ListingTableConfig::new_with_multi_paths(urls).with_listing_options(options).with_schema(schema);
     Ok(context.read_table(Arc::new(ListingTable::try_new(config)?))?)
 }
@@ -134,7 +134,10 @@ fn refuse_impure(plan: &LogicalPlan) -> Result<()> {
         })
     })?;
     match impure {
-        Some(name) => Err(Error::usage(format_args!("{name}() depends on when or how often it runs")).action("use $as_of for time, a hash for sampling")),
+        Some(name) => {
+            Err(Error::usage(format_args!("{name}() depends on when or how often it runs"))
+                .action("use $as_of for time, a hash for sampling"))
+        }
         None => Ok(()),
     }
 }
@@ -167,7 +170,9 @@ fn plain_type(data_type: &DataType) -> DataType {
         DataType::List(item) | DataType::LargeList(item) | DataType::ListView(item) => {
             DataType::List(Arc::new(Field::new("item", plain_type(item.data_type()), true)))
         }
-        DataType::Int8 | DataType::Int16 | DataType::Int32 | DataType::UInt8 | DataType::UInt16 | DataType::UInt32 | DataType::UInt64 => DataType::Int64,
+        DataType::Int8 | DataType::Int16 | DataType::Int32 | DataType::UInt8 | DataType::UInt16 | DataType::UInt32 | DataType::UInt64 => {
+            DataType::Int64
+        }
         DataType::Float16 | DataType::Float32 => DataType::Float64,
         other => other.clone(),
     }

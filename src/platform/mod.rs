@@ -1,7 +1,8 @@
 //! What every stage stands on: where bytes live, what a job says, how SQL runs, and what one run of the night is.
 
-pub mod storage;
 pub mod catalog;
-pub mod job;
 pub mod engine;
+pub mod job;
+pub mod pseudonym;
 pub mod run;
+pub mod storage;

@@ -172,5 +172,8 @@ pub fn resolve_date(text: &str, job: &Job) -> Result<NaiveDate> {
     if text == "yesterday" {
         return Ok(Utc::now().with_timezone(&job.timezone).date_naive() - Days::new(1));
     }
-    text.parse().map_err(|_| Error::usage(format_args!("{text} is not a date"))).context("--date").map_err(|error| error.action("write it as 2026-11-22, or yesterday"))
+    text.parse()
+        .map_err(|_| Error::usage(format_args!("{text} is not a date")))
+        .context("--date")
+        .map_err(|error| error.action("write it as 2026-11-22, or yesterday"))
 }
