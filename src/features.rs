@@ -44,9 +44,14 @@ const SCHEMA_FILE: &str = "_schema.parquet";
 
 /// Computes every feature table as of each of `days`.
 pub async fn run(run: &Run, staged: &Staged, days: &BTreeSet<NaiveDate>) -> Result<Snapshots> {
+    only(run, staged, days, |_| true).await
+}
+
+/// Computes the feature tables that are wanted; these must come with those they read.
+pub async fn only(run: &Run, staged: &Staged, days: &BTreeSet<NaiveDate>, wanted: impl Fn(&str) -> bool) -> Result<Snapshots> {
     let mut snapshots = Snapshots { tables: BTreeMap::new(), days: BTreeMap::new(), skipped: Vec::new() };
     let mut queries: Vec<&Query> = Vec::new();
-    for query in &run.catalog.features {
+    for query in run.catalog.features.iter().filter(|query| wanted(&query.name)) {
         let there = |name: &String| staged.has(name) || queries.iter().any(|earlier| earlier.name == *name);
         match query.reads.iter().find(|name| !there(name)) {
             Some(absent) => {

@@ -311,10 +311,12 @@ impl RawTable {
         let paths: Vec<String> = files.iter().map(|file| file.path.clone()).collect();
         let mut frame = engine::files(context, &run.raw, &paths, self.format, self.schema.clone())?;
         frame = frame.select(self.source.columns.keys().map(|name| self.expression(name, key)).collect::<Vec<_>>())?;
-        if let (Some(column), Scope::Day(day)) = (&self.source.day_column, scope) {
-            frame = frame.filter(
-                engine::before(column, run.job.as_of(day)).and(engine::before(column, run.job.as_of(day - Days::new(1))).is_false()),
-            )?;
+        if let Some(column) = &self.source.day_column {
+            let (Scope::Day(last) | Scope::UpTo(last)) = scope;
+            frame = frame.filter(engine::before(column, run.job.as_of(last)))?;
+            if let Scope::Day(day) = scope {
+                frame = frame.filter(engine::before(column, run.job.as_of(day - Days::new(1))).is_false())?;
+            }
         }
         Ok(Some(frame))
     }

@@ -1,1 +1,214 @@
+//! Tonight's tables -> what ad servers read: immutable files, then one create-only commit.
 //!
+//! A reader takes the commit of the highest generation and reads the files it names; so a table appears whole or not at all, and
+//! going back is a new commit. Suppression is applied here again, last, to the rows that are about to be served.
+
+use crate::error::{Context, Error, Kind, Result};
+use crate::platform::run::{Done, Run, Step};
+use crate::platform::storage::{Created, Store, sha256};
+use crate::types::column;
+use arrow::array::{BooleanArray, RecordBatch, StringArray};
+use arrow::compute::filter_record_batch;
+use chrono::NaiveDate;
+use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
+
+/// One commit: `targeting/_commits/{generation:020}.json`.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+pub struct Commit {
+    pub generation: u64,
+    pub job: String,
+    pub run_date: NaiveDate,
+    pub policy_version: String,
+    /// Folder of the tables, relative to the output root.
+    pub tables: String,
+    /// Of that folder's `_manifest.json`.
+    pub manifest_sha256: String,
+    /// Folder of the model that scored them, relative to the output root; absent when the baseline of no artefact did.
+    pub model: Option<String>,
+    pub kind: CommitKind,
+}
+
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum CommitKind {
+    Publish,
+    Rollback,
+}
+
+/// What became of tonight's tables.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+pub struct PublishFacts {
+    pub state: State,
+    pub generation: Option<u64>,
+    pub policy_version: Option<String>,
+    pub reason: String,
+    /// Rows taken out by the last look at the suppression list.
+    pub suppressed_rows: u64,
+    /// Path, rows and bytes of each file.
+    pub files: Vec<PublishedFile>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+pub struct PublishedFile {
+    pub path: String,
+    pub rows: u64,
+    pub bytes: u64,
+}
+
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    Published,
+    AlreadyPublished,
+    /// Yesterday's table stays.
+    Kept,
+}
+
+/// The tables of one night, before they are written.
+pub struct Tables {
+    pub segments: RecordBatch,
+    pub user_segments: RecordBatch,
+    pub segment_ads: RecordBatch,
+    pub shadow_ads: RecordBatch,
+}
+
+/// Facts of the written folder.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+pub struct TablesFacts {
+    pub policy_version: String,
+    pub run_date: NaiveDate,
+    pub suppressed_rows: u64,
+}
+
+const COMMITS: &str = "targeting/_commits";
+
+/// Every commit, oldest first.
+pub async fn history(output: &Store) -> Result<Vec<Commit>> {
+    let mut commits = Vec::new();
+    for object in output.list(COMMITS).await? {
+        let bytes = output.get(&object.path).await?;
+        let commit: Commit = serde_json::from_slice(&bytes)
+            .map_err(|error| Error::internal(format_args!("commit {} is not readable: {error}", output.locate(&object.path))))?;
+        commits.push(commit);
+    }
+    commits.sort_by_key(|commit: &Commit| commit.generation);
+    Ok(commits)
+}
+
+/// The commit that served on the day of `date`: the latest one of an earlier run date. The same on a rerun.
+pub async fn previous(output: &Store, date: NaiveDate) -> Result<Option<Commit>> {
+    Ok(history(output).await?.into_iter().rev().find(|commit| commit.run_date < date))
+}
+
+/// Writes tonight's tables under their own immutable folder, suppressed users taken out. Nothing is visible yet.
+pub async fn write(run: &Run, policy_version: &str, tables: &Tables, suppressed: &HashSet<String>, inputs: &serde_json::Value) -> Result<Done<TablesFacts>> {
+    run.step(&format!("targeting/tables/dt={}", run.date), inputs, async |step: &Step| {
+        let user_segments = without(&tables.user_segments, suppressed)?;
+        let suppressed_rows = (tables.user_segments.num_rows() - user_segments.num_rows()) as u64;
+        step.write_table("segments.parquet", &tables.segments).await?;
+        step.write_table("user_segments.parquet", &user_segments).await?;
+        step.write_table("segment_ads.parquet", &tables.segment_ads).await?;
+        step.write_table("shadow_ads.parquet", &tables.shadow_ads).await?;
+        Ok(TablesFacts { policy_version: policy_version.to_owned(), run_date: run.date, suppressed_rows })
+    })
+    .await
+}
+
+fn without(rows: &RecordBatch, suppressed: &HashSet<String>) -> Result<RecordBatch> {
+    let users = column::<StringArray>(rows, "user_id")?;
+    let keep: BooleanArray = users.iter().map(|user| Some(user.is_some_and(|user| !suppressed.contains(user)))).collect();
+    Ok(filter_record_batch(rows, &keep)?)
+}
+
+/// Makes written tables the ones that ad servers read.
+///
+/// # Errors
+/// `LostRace` when another run took the generation with other tables.
+pub async fn commit(run: &Run, tables: &Done<TablesFacts>, model: Option<String>) -> Result<PublishFacts> {
+    let version = &tables.facts.policy_version;
+    let commits = history(&run.output).await?;
+    let files = tables.files.iter().map(|file| PublishedFile { path: file.path.clone(), rows: file.rows.unwrap_or(0), bytes: file.bytes }).collect();
+    let mut facts = PublishFacts {
+        state: State::AlreadyPublished,
+        generation: None,
+        policy_version: Some(version.clone()),
+        reason: String::new(),
+        suppressed_rows: tables.facts.suppressed_rows,
+        files,
+    };
+    if let Some(ours) = commits.iter().find(|commit| commit.policy_version == *version && commit.kind == CommitKind::Publish) {
+        facts.generation = Some(ours.generation);
+        facts.reason = format!("{version} was already published as generation {}", ours.generation);
+        return Ok(facts);
+    }
+    let head = commits.last();
+    if let Some(later) = head.filter(|head| head.run_date > run.date) {
+        facts.state = State::Kept;
+        facts.reason = format!("generation {} already serves the later date {}", later.generation, later.run_date);
+        return Ok(facts);
+    }
+    let manifest = tables.store.get("_manifest.json").await?;
+    let commit = Commit {
+        generation: head.map_or(1, |head| head.generation + 1),
+        job: run.job.name.clone(),
+        run_date: run.date,
+        policy_version: version.clone(),
+        tables: format!("targeting/tables/dt={}/{}", run.date, tables.key),
+        manifest_sha256: sha256(&manifest),
+        model,
+        kind: CommitKind::Publish,
+    };
+    create(&run.output, &commit).await?;
+    facts.state = State::Published;
+    facts.generation = Some(commit.generation);
+    facts.reason = format!("{version} is generation {}", commit.generation);
+    Ok(facts)
+}
+
+async fn create(output: &Store, commit: &Commit) -> Result<()> {
+    let path = format!("{COMMITS}/{:020}.json", commit.generation);
+    match output.create(&path, serde_json::to_vec_pretty(commit)?.into()).await? {
+        Created::Ours => Ok(()),
+        Created::Theirs => Err(Error::new(Kind::LostRace, format_args!("another run committed generation {} first", commit.generation))),
+    }
+}
+
+/// Serves an earlier table again: its commit is repeated as a new one, over a copy without the users on today's suppression list
+/// when that list names one of them.
+pub async fn rollback(run: &Run, to: &str, suppressed: &HashSet<String>) -> Result<Commit> {
+    let commits = history(&run.output).await?;
+    let head = commits.last().ok_or_else(|| Error::usage("nothing was ever published"))?;
+    let wanted = commits.iter().rev().find(|commit| commit.policy_version == to || commit.generation.to_string() == to).ok_or_else(|| {
+        Error::usage(format_args!("no commit {to}")).action("see `nightmarket history` for policy versions and generations")
+    })?;
+    let source = run.output.child(&wanted.tables);
+    verify(&source, wanted).await?;
+    let user_segments = source.read_parquet("user_segments.parquet").await?;
+    let filtered = without(&user_segments, suppressed)?;
+    let mut commit = Commit { generation: head.generation + 1, kind: CommitKind::Rollback, ..wanted.clone() };
+    if filtered.num_rows() < user_segments.num_rows() {
+        let tables = Tables {
+            segments: source.read_parquet("segments.parquet").await?,
+            user_segments,
+            segment_ads: source.read_parquet("segment_ads.parquet").await?,
+            shadow_ads: source.read_parquet("shadow_ads.parquet").await?,
+        };
+        let names: std::collections::BTreeSet<&String> = suppressed.iter().collect();
+        let inputs = serde_json::json!({ "rollback_of": wanted.manifest_sha256, "suppressed": sha256(serde_json::to_string(&names)?.as_bytes()) });
+        let copy = write(run, &wanted.policy_version, &tables, suppressed, &inputs).await?;
+        commit.tables = format!("targeting/tables/dt={}/{}", run.date, copy.key);
+        commit.manifest_sha256 = sha256(&copy.store.get("_manifest.json").await?);
+    }
+    create(&run.output, &commit).await?;
+    Ok(commit)
+}
+
+/// Whether the tables of a commit are still the ones committed.
+async fn verify(tables: &Store, commit: &Commit) -> Result<()> {
+    let manifest = tables.get("_manifest.json").await.with_context(|| format!("tables of generation {}", commit.generation))?;
+    if sha256(&manifest) != commit.manifest_sha256 {
+        return Err(Error::internal(format_args!("{} is not the manifest that generation {} committed", tables.locate("_manifest.json"), commit.generation)));
+    }
+    Ok(())
+}

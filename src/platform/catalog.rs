@@ -39,6 +39,9 @@ pub struct Source {
     /// Instead of day folders: the timestamp column by whose local date rows belong to a day.
     #[serde(default)]
     pub day_column: Option<String>,
+    /// Or neither: the table is the same on every day.
+    #[serde(default)]
+    pub whole: bool,
     /// Without the run date's day of a required table the night does not start (exit 20).
     #[serde(default)]
     pub required: bool,
@@ -140,8 +143,12 @@ impl Catalog {
             .map_err(|error| Error::usage(format_args!("reading {}: {error}", sources_path.display())))?;
         let sources: BTreeMap<String, Source> = crate::platform::job::parse_toml(&text, &sources_path.display().to_string())?;
         for (name, source) in &sources {
-            if source.partition.is_some() == source.day_column.is_some() {
-                return Err(Error::usage(format_args!("{}: [{name}] needs either partition or day_column", sources_path.display())));
+            let ways = [source.partition.is_some(), source.day_column.is_some(), source.whole];
+            if ways.into_iter().filter(|way| *way).count() != 1 {
+                return Err(Error::usage(format_args!(
+                    "{}: [{name}] needs exactly one of partition, day_column, whole",
+                    sources_path.display()
+                )));
             }
         }
         let staging = in_order(load_folder(&folder.join("staging"))?)?;

@@ -1,0 +1,14 @@
+-- Canonical impressions; clicks are known at once, conversions and money are not in these logs.
+-- grain: impression_id
+-- owner: data-platform
+SELECT
+    impression_id,  -- policy and running number
+    user_id,        -- context
+    ad_id,          -- item
+    occurred_at,
+    position,       -- 1 left, 2 centre, 3 right
+    clicked,
+    propensity,     -- P(item | position) of the logging policy
+    arm,            -- logging policy: random, bts
+    arm AS policy_version
+FROM contexts

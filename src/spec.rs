@@ -1,0 +1,83 @@
+//! A job's spec, whole: the settings of every stage in one TOML file, parsed once and trusted from then on.
+
+use crate::error::{Context, Error, Result};
+use crate::platform::job::{Job, parse_toml};
+use crate::platform::{engine, pseudonym};
+use crate::{dataset, ingest};
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields)]
+pub struct Spec {
+    /// Goes into every policy version.
+    pub name: String,
+    /// IANA time zone whose days the job means.
+    pub timezone: String,
+    /// Folder of the shop's SQL.
+    pub sql: String,
+    /// Hours after midnight for which a snapshot still waits for late rows.
+    pub arrival_lag_hours: u32,
+    pub seed: u64,
+    pub store: Stores,
+    #[serde(default)]
+    pub engine: engine::Settings,
+    #[serde(default)]
+    pub privacy: pseudonym::Settings,
+    #[serde(default)]
+    pub ingest: ingest::Settings,
+    #[serde(default)]
+    pub dataset: dataset::Settings,
+}
+
+/// Where the job reads and writes: `file://`, `s3://`, `gs://`, `az://` or a path from the working directory.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields)]
+pub struct Stores {
+    pub raw: String,
+    pub output: String,
+}
+
+impl Spec {
+    /// Reads and checks a spec.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(|error| Error::usage(format_args!("reading {}: {error}", path.display())))?;
+        let spec: Self = parse_toml(&text, &path.display().to_string())?;
+        spec.check().with_context(|| path.display().to_string())?;
+        Ok(spec)
+    }
+
+    fn check(&self) -> Result<()> {
+        if self.ingest.consent == ingest::Consent::NotApplicable && self.ingest.consent_reason.as_deref().unwrap_or_default().trim().is_empty() {
+            return Err(Error::usage("[ingest] consent = \"not_applicable\" needs its reason in consent_reason"));
+        }
+        if self.engine.buckets == 0 {
+            return Err(Error::usage("[engine] buckets must be at least 1"));
+        }
+        let needed = self.dataset.train_days + 3 * (self.dataset.label_window_days + 1);
+        if needed > self.ingest.history_days {
+            return Err(Error::usage(format_args!(
+                "[dataset] needs {needed} days of impressions, but [ingest] history_days = {}",
+                self.ingest.history_days
+            )));
+        }
+        self.job().map(drop)
+    }
+
+    /// What every stage must know of the job.
+    pub fn job(&self) -> Result<Job> {
+        let timezone = self.timezone.parse().map_err(|_| Error::usage(format_args!("timezone {} is not an IANA name", self.timezone)))?;
+        Ok(Job { name: self.name.clone(), timezone, sql: self.sql.clone(), arrival_lag_hours: self.arrival_lag_hours, seed: self.seed })
+    }
+
+    /// The settings that may change a published byte: not where the job reads and writes, nor how much of the machine it uses.
+    pub fn decisive(&self) -> serde_json::Value {
+        let mut value = serde_json::to_value(self).expect("settings serialise");
+        let sections = value.as_object_mut().expect("a spec is a table");
+        sections.remove("store");
+        if let Some(engine) = sections.get_mut("engine").and_then(serde_json::Value::as_object_mut) {
+            engine.retain(|key, _| key == "buckets");
+        }
+        value
+    }
+}
