@@ -42,12 +42,12 @@ fn the_page_holds_every_section_with_its_numbers_intervals_and_sizes() {
         ("rows", &["2,214,907", "58.4 MiB", "9,120", "251,771", "2026-03-03 to 2026-03-13 (11)"][..]),
         ("model", &["0.7281", "[0.7093, 0.7462]", "43,140 rows", "841 positives", "-0.00159", "[-0.00233, -0.00086]", "Reliability: 15 bins"]),
         ("segments", &["鞋子", "服饰 &gt; 鞋子", "2,411", "merged: below the floor"]),
-        ("targeting", &["400.00", "62 %", "frequency cap", "85.0 %", "no ad share", "0.312"]),
+        ("targeting", &["400.00", "62 %", "frequency cap", "85.0 %", "31.2 % of the supply", "budget of c_001, budget of c_002"]),
         ("admit", &["segment floor", "holds", "smallest released segment 131"]),
-        ("off-policy", &["identified", "effective sample size 4,120", "0.0225", "[0.0191, 0.0260]", "Assumes that the logged propensities"]),
+        ("off-policy", &["Identified", "effective sample size 4,120", "0.0225", "[0.0191, 0.0260]", "Assumes that the logged propensities"]),
         ("evaluate", &["CTR", "2.079 %", "9.3 <span class=\"ci\">[5.7, 13.0]</span>", "p = 0.412", "of the planned sizes", "17.5 %", "[-5.2 %, 40.2 %]", "Fieller"]),
         ("movers", &["camping", "+218", "24 %", "new"]),
-        ("timings", &["model/response", "1 min 11 s", "reused"]),
+        ("timings", &["model&#x2f;response", "71.3 s", "reused"]),
     ] {
         let text = section(&page, id);
         for part in parts {
