@@ -17,7 +17,7 @@ WITH touched AS (
 searches AS (
     SELECT user_id, LOWER(TRIM(query)) AS term, COUNT(*) AS n_searches, MAX(occurred_at) AS last_at
     FROM events
-    WHERE event_type = 'search' AND query IS NOT NULL AND occurred_at >= $as_of - INTERVAL '30 days'
+    WHERE event_type = 'search' AND occurred_at >= $as_of - INTERVAL '30 days'
     GROUP BY user_id, LOWER(TRIM(query))
 ),
 searched AS (
