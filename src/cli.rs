@@ -8,7 +8,7 @@ use crate::platform::run::{Run, resolve_date};
 use crate::platform::storage::Store;
 use crate::publish::{self, Commit, CommitKind};
 use crate::spec::Spec;
-use crate::{generate, ingest, workbench};
+use crate::{generate, ingest, model, workbench};
 use arrow::util::pretty::pretty_format_batches;
 use chrono::NaiveDate;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
@@ -322,16 +322,20 @@ async fn generated(plan: Generate, output: Output) -> Result<()> {
     let summary = match (&plan.r#continue, plan.date, &plan.policy, &plan.job) {
         (Some(raw), Some(date), Some(policy), Some(job)) => {
             let spec = Spec::read(job)?;
-            let plan = generate::Continue { date, salt: spec.targeting.salt.clone(), shares: spec.targeting.shares.clone() };
-            generate::continue_day(&Store::open(raw)?, &plan, &Store::open(policy)?, &Key::read(&spec.privacy)?).await?
+            let policy = generate::Published::read(&Store::open(policy)?).await?;
+            let plan = generate::ContinuePlan { date, policy, shares: spec.targeting.shares, salt: spec.targeting.salt.clone() };
+            generate::continue_day(&Store::open(raw)?, &plan, &Key::read(&spec.privacy)?).await?
         }
         _ => {
             let out = plan.out.as_deref().ok_or_else(|| Error::usage("--out is missing"))?;
             let plan = generate::Plan { users: plan.users, days: plan.days, seed: plan.seed, until: plan.until };
-            generate::generate(&Store::open(out)?, &plan).await?
+            generate::generate(&Store::open(out)?, &plan, 0).await?
         }
     };
-    print(output, &summary, || summary.to_string())
+    print(output, &summary, || {
+        let rows = summary.rows.iter().map(|(table, rows)| format!("  {rows:>10} {table}")).collect::<Vec<_>>().join("\n");
+        format!("{} users, {} days, CTR {:.2} %, CVR {:.2} %\n{rows}", summary.users, summary.days, 100.0 * summary.ctr, 100.0 * summary.cvr)
+    })
 }
 
 /// One line of `doctor`.
@@ -363,7 +367,7 @@ async fn doctor(job: &Path, place: &Place) -> Result<Vec<Checked>> {
         check("raw", listed(place.raw.as_deref().unwrap_or(&spec.store.raw)).await),
         check("output", listed(place.out.as_deref().unwrap_or(&spec.store.output)).await),
         check("key", Key::read(&spec.privacy).map(|key| format!("pseudonym key {}", key.fingerprint()))),
-        check("libtorch", Ok(format!("training runs on {}", crate::model::device_name()))),
+        check("libtorch", Ok(format!("training runs on {}", model::device_name()))),
         check("cores", Ok(std::thread::available_parallelism().map_or("unknown".to_owned(), |cores| cores.to_string()))),
     ])
 }

@@ -110,14 +110,14 @@ async fn night(run: &Run, spec: &Spec, key: &Key, until: Stage, facts: &mut Fact
     let suppressed = ingest::suppressed(run, &staged).await?;
     let tables = serving::tables(&segmented, &planned).await?;
     let off_policy = serving::off_policy(run, spec, &staged, &tables).await?;
-    let admission = admit::admit(&serving::proposal(spec, &staged, &tables, off_policy.as_ref()).await?);
-    if let Some(broken) = admission.broken_floor() {
-        return Err(Error::privacy(broken).action("see segments.floor of the job; yesterday's table stays"));
+    let admission = admit::admit(&serving::proposal(run, spec, &staged, &tables, off_policy.as_ref()).await?);
+    if admission.floor_broken {
+        return Err(Error::privacy(admission.objections()).action("see [segments] floor of the job; yesterday's table stays"));
     }
     let written = publish::write(run, &policy_version, &tables, &suppressed, &planned.key).await?;
     facts.publish = Some(match admission.admitted {
         true => publish::commit(run, &written, Some(chosen.folder)).await?,
-        false => publish::keep(&written, &admission.refusal()),
+        false => publish::keep(&written, &admission.objections()),
     });
     facts.admit = Some(admission);
     facts.off_policy = off_policy;
@@ -127,8 +127,9 @@ async fn night(run: &Run, spec: &Spec, key: &Key, until: Stage, facts: &mut Fact
     }
 
     let served = serving::impressions_to_measure(run, &staged).await?;
-    let shares: BTreeMap<String, f64> = spec.targeting.shares.by_name();
     let version = previous.as_ref().map(|commit| commit.policy_version.as_str());
-    facts.evaluate = Some(evaluate::evaluate(&spec.evaluate, &served, version, &shares, run.job.seed)?);
+    // Before the first table, the logs' own arms are measured; nobody knows how users were to be split among them.
+    let shares = if version.is_some() { serving::shares(spec) } else { BTreeMap::new() };
+    facts.evaluate = Some(evaluate::evaluate(&spec.evaluate, &served, version, &shares)?);
     Ok(())
 }

@@ -73,6 +73,8 @@ impl Spec {
                 self.ingest.history_days
             )));
         }
+        self.segments.check()?;
+        self.targeting.check()?;
         self.job().map(drop)
     }
 

@@ -7,7 +7,7 @@ use crate::platform::catalog::{Catalog, ColumnKind, Query, load_file};
 use crate::platform::engine;
 use crate::platform::pseudonym::Key;
 use crate::platform::run::Run;
-use arrow::array::{Array, RecordBatch};
+use arrow::array::RecordBatch;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use chrono::{DateTime, Utc};

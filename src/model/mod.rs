@@ -15,7 +15,7 @@ pub mod response;
 pub use artifact::Artifact;
 pub use features::Settings as FeatureSettings;
 pub use interest::{Interest, InterestExamples, InterestFacts};
-pub use network::EpochFacts;
+pub use network::{EpochFacts, device_name};
 pub use response::{Response, ResponseFacts, ResponseModels, Scores};
 
 use crate::error::{Error, Result};

@@ -141,9 +141,7 @@ pub fn summary(facts: &Facts) -> Result<String, serde_json::Error> {
     };
     let rate = |arm: &str| {
         let row = find("/evaluate/arms", "arm", arm);
-        let ctr = row["metrics"].as_array().and_then(|metrics| metrics.iter().find(|metric| metric["name"] == "ctr")).cloned();
-        let value = ctr.and_then(|ctr| ctr["value"].as_f64());
-        value.map(|value| format!("{arm} {:.2} % of {}", 100.0 * value, row["impressions"]))
+        row["ctr"]["value"].as_f64().map(|value| format!("{arm} {:.2} % of {}", 100.0 * value, row["impressions"]))
     };
     let arms: Vec<String> = json.pointer("/evaluate/arms").and_then(Value::as_array).into_iter().flatten().filter_map(|row| rate(row["arm"].as_str()?)).collect();
     let dropped = sum("/ingest/tables", "dropped_suppressed") + sum("/ingest/tables", "dropped_no_consent");

@@ -9,9 +9,9 @@ use crate::platform::run::{Done, Run, Step};
 use crate::platform::storage::Store;
 use crate::publish::Commit;
 use crate::spec::Spec;
-use crate::statistics::metrics::{self, ReliabilityBin};
+use crate::statistics::metrics::{self, Bin};
 use crate::types::column;
-use arrow::array::{Array, BooleanArray, StringArray};
+use arrow::array::{BooleanArray, StringArray};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -135,7 +135,7 @@ pub struct Judged {
     #[serde(flatten)]
     pub verdict: Verdict,
     /// Of the serving model on the gate's day.
-    pub reliability: Vec<ReliabilityBin>,
+    pub reliability: Vec<Bin>,
 }
 
 /// Lets tonight's network, the baseline and the champion compete on the latest mature day.

@@ -13,7 +13,7 @@ use crate::publish::{Commit, Tables};
 use crate::segments;
 use crate::spec::Spec;
 use crate::statistics::ope;
-use crate::targeting::{self, tables::Stamp, value};
+use crate::targeting::{self, arms::Arm, tables::Stamp, value};
 use crate::types::{column, optional_column};
 use arrow::array::{Array, ArrayRef, BooleanArray, Float64Array, Int64Array, RecordBatch, StringArray};
 use arrow::compute::{concat_batches, filter_record_batch};
@@ -235,6 +235,11 @@ pub async fn impressions_to_measure(run: &Run, staged: &Staged) -> Result<Record
     }
 }
 
+/// The planned split of users among the arms.
+pub fn shares(spec: &Spec) -> BTreeMap<String, f64> {
+    Arm::ALL.iter().map(|arm| (arm.as_str().to_owned(), spec.targeting.shares.of(*arm))).collect()
+}
+
 fn of_users(rows: &RecordBatch, users: &BTreeSet<String>) -> Result<RecordBatch> {
     let ids = column::<StringArray>(rows, "user_id")?;
     let keep: BooleanArray = ids.iter().map(|id| Some(id.is_some_and(|id| users.contains(id)))).collect();
@@ -258,14 +263,34 @@ pub async fn off_policy(run: &Run, spec: &Spec, staged: &Staged, tables: &Tables
         return Ok(None);
     }
     let targets = evaluate::champion_targets(&logged, &tables.user_segments, &tables.segment_ads)?;
-    evaluate::off_policy_value(&spec.evaluate, &logged, &targets, run.job.seed)
+    evaluate::off_policy_value(&logged, |row| targets.probabilities[row], &spec.evaluate.plan(), run.job.seed)
 }
 
 /// What the admission looks at.
-pub async fn proposal<'a>(spec: &Spec, staged: &Staged, tables: &Tables, off_policy: Option<&'a ope::Evaluation>) -> Result<Proposal<'a>> {
+pub async fn proposal<'a>(
+    run: &Run,
+    spec: &Spec,
+    staged: &Staged,
+    tables: &Tables,
+    off_policy: Option<&'a ope::Evaluation>,
+) -> Result<Proposal<'a>> {
+    let campaigns = if staged.has("campaigns") { Some(table(run, staged, "campaigns").await?) } else { None };
+    let weights = rows_by_context(run, staged).await?;
+    let whole = targeting::tables::Tables {
+        segments: &tables.segments,
+        user_segments: &tables.user_segments,
+        segment_ads: &tables.segment_ads,
+        shadow_ads: &tables.shadow_ads,
+        ads: &table(run, staged, "ads").await?,
+        campaigns: campaigns.as_ref(),
+        categories: &table(run, staged, "categories").await?,
+        weights: weights.as_ref(),
+        shares: &spec.targeting.shares,
+        floor: spec.segments.floor,
+    };
     let sizes = column::<Int64Array>(&tables.segments, "size_released")?;
     Ok(Proposal {
-        feasibility: targeting::tables::check(tables, staged.people.is_some())?,
+        feasibility: targeting::tables::check(&whole),
         smallest_segment: sizes.iter().flatten().filter(|size| *size > 0).map(i64::unsigned_abs).min(),
         floor: spec.segments.floor,
         propensity_sums: admit::propensity_sums(&tables.segment_ads)?,

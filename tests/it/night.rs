@@ -96,15 +96,15 @@ fn the_articles_three_users_get_the_labels_of_their_logs() {
     block_on(generate::plant_article_users(&Store::open(&swapped.spec.store.raw).unwrap(), true)).expect("swaps");
     block_on(pipeline::run(&swapped.run(DATE), &swapped.spec, &key(), Stage::Segments)).expect("runs");
     let top = |shop: &Shop, user: &str| labels(shop, user).first().cloned().unwrap_or_else(|| panic!("{user} has no label"));
-    assert_eq!([top(&shop, "A"), top(&shop, "B"), top(&shop, "C")], ["鞋子", "鞋子配件", "手机配件"]);
-    assert_eq!([top(&swapped, "A"), top(&swapped, "B"), top(&swapped, "C")], ["手机配件", "鞋子配件", "鞋子"]);
+    let [a, b, c] = generate::ARTICLE_USERS;
+    assert_eq!([top(&shop, a), top(&shop, b), top(&shop, c)], ["鞋子", "鞋子配件", "手机配件"]);
+    assert_eq!([top(&swapped, a), top(&swapped, b), top(&swapped, c)], ["手机配件", "鞋子配件", "鞋子"]);
 }
 
 #[test]
 fn three_nights_close_the_loop() {
     let shop = Shop::served();
     let raw = Store::open(&shop.spec.store.raw).unwrap();
-    let plan = |date| generate::Continue { date, salt: shop.spec.targeting.salt.clone(), shares: shop.spec.targeting.shares.clone() };
     // The shop's own log already holds NEXT under the launch policy; these days are served by the published tables instead.
     std::fs::read_dir(shop.root.join("raw")).unwrap().for_each(|table| {
         let day = table.unwrap().path().join(format!("dt={NEXT}"));
@@ -113,8 +113,10 @@ fn three_nights_close_the_loop() {
     let _ = std::fs::remove_dir_all(shop.raw(&format!("truth/impressions/dt={NEXT}")));
     for (night, date) in [NEXT, NEXT + Days::new(1)].into_iter().enumerate() {
         let served = shop.history().last().expect("a table serves").clone();
-        let policy = Store::open(&shop.root.join("out").join(&served.tables).display().to_string()).unwrap();
-        block_on(generate::continue_day(&raw, &plan(date), &policy, &key())).expect("serves the day");
+        let tables = Store::open(&shop.root.join("out").join(&served.tables).display().to_string()).unwrap();
+        let policy = block_on(generate::Published::read(&tables)).expect("reads the table");
+        let plan = generate::ContinuePlan { date, policy, shares: shop.spec.targeting.shares, salt: shop.spec.targeting.salt.clone() };
+        block_on(generate::continue_day(&raw, &plan, &key())).expect("serves the day");
         let facts = shop.night(date).expect("the night runs");
         assert_eq!(facts.publish.as_ref().expect("a finding").state, State::Published);
         assert_eq!(shop.history().len(), night + 2);
@@ -124,11 +126,10 @@ fn three_nights_close_the_loop() {
         let arms = json["arms"].as_array().expect("arms");
         let truth = true_ctr(&shop, date);
         for arm in arms {
-            let ctr = arm["metrics"].as_array().unwrap().iter().find(|metric| metric["name"] == "ctr").expect("a CTR");
-            let (name, ci) = (arm["arm"].as_str().unwrap(), &ctr["ci"]);
+            let (name, ctr) = (arm["arm"].as_str().unwrap(), &arm["ctr"]);
             let truth = truth[name];
-            // Five standard errors: the seed is fixed, the bound is no test of luck.
-            if let (Some(low), Some(high), Some(value)) = (ci[0].as_f64(), ci[1].as_f64(), ctr["value"].as_f64()) {
+            // About six standard errors: the seed is fixed, the bound is no test of luck.
+            if let (Some(low), Some(high), Some(value)) = (ctr["interval"]["low"].as_f64(), ctr["interval"]["high"].as_f64(), ctr["value"].as_f64()) {
                 let slack = 1.6 * (high - low).max(0.01);
                 assert!((value - truth).abs() <= slack, "{date} {name}: measured {value} [{low}, {high}], true {truth}");
             }
@@ -176,11 +177,12 @@ fn open_bandit_runs_and_says_what_it_cannot_know() {
     let json = serde_json::to_value(&facts).unwrap();
     assert_eq!(json["gate"]["kind"], "too_little_data", "{}", json["gate"]);
     assert_eq!(json["publish"]["state"], "published", "{}", json["admit"]);
-    let estimators = json["off_policy"]["estimators"].as_array().expect("off-policy estimates");
-    let ips = estimators.iter().find(|estimator| estimator["name"] == "ips").expect("IPS");
-    assert!(ips["ci"][0].as_f64().unwrap() <= ips["value"].as_f64().unwrap() && ips["value"].as_f64().unwrap() <= ips["ci"][1].as_f64().unwrap());
-    assert!(json["off_policy"]["ess"].as_f64().unwrap() > 0.0);
-    assert!(json["off_policy"]["verdict"].is_string());
+    let estimates = json["off_policy"]["estimates"].as_array().expect("off-policy estimates");
+    let ips = estimates.iter().find(|estimate| estimate["estimator"] == "ips").expect("IPS");
+    let (low, value, high) = (ips["interval"]["low"].as_f64(), ips["value"].as_f64(), ips["interval"]["high"].as_f64());
+    assert!(low.unwrap() <= value.unwrap() && value.unwrap() <= high.unwrap(), "{ips}");
+    assert!(json["off_policy"]["diagnostics"]["ess"].as_f64().unwrap() > 0.0);
+    assert!(["identified", "not_identified"].contains(&json["off_policy"]["verdict"]["kind"].as_str().unwrap()));
     let skipped = json["skipped"].to_string();
     assert!(skipped.contains("no persons") && skipped.contains("no events") && skipped.contains("no campaigns"), "{skipped}");
     let impressions = column::<BooleanArray>(&read(&find(out.path(), "train.parquet")), "clicked").map(|clicked| clicked.len()).unwrap();
