@@ -59,7 +59,8 @@ impl Admission {
 
 /// Checks a proposed table.
 pub fn admit(proposal: &Proposal<'_>) -> Admission {
-    let checks = vec![feasible(&proposal.feasibility), floor(proposal), propensities(&proposal.propensity_sums), off_policy(proposal.off_policy)];
+    let checks =
+        vec![feasible(&proposal.feasibility), floor(proposal), propensities(&proposal.propensity_sums), off_policy(proposal.off_policy)];
     let broken = |name: CheckName| checks.iter().any(|check| check.name == name && !check.ok);
     Admission { admitted: checks.iter().all(|check| check.ok), floor_broken: broken(CheckName::Floor), checks }
 }
@@ -105,8 +106,11 @@ fn off_policy(evaluation: Option<&ope::Evaluation>) -> Check {
         return check(true, "not judged: the value has no interval".into());
     };
     let range = |value: f64, low: f64, high: f64| format!("{value:.6} [{low:.6}, {high:.6}]");
-    let finding =
-        format!("the table would earn {} a row, the logs {}", range(value, of_value.low, of_value.high), range(earned, of_logged.low, of_logged.high));
+    let finding = format!(
+        "the table would earn {} a row, the logs {}",
+        range(value, of_value.low, of_value.high),
+        range(earned, of_logged.low, of_logged.high)
+    );
     check(of_value.high >= of_logged.low, finding)
 }
 

@@ -324,14 +324,8 @@ pub fn off_policy_value(
         targets.push(target);
         clusters.push(bootstrap::cluster(users.value(row)));
     }
-    let rounds = ope::Rounds {
-        rewards: &rewards,
-        propensities: &propensities,
-        targets: &targets,
-        users: &clusters,
-        model: None,
-        unsupported: None,
-    };
+    let rounds =
+        ope::Rounds { rewards: &rewards, propensities: &propensities, targets: &targets, users: &clusters, model: None, unsupported: None };
     let evaluation = ope::evaluate(&rounds, plan, seed)?;
     Ok(Some(ope::Evaluation { rows_left_out: (impressions.num_rows() - rewards.len()) as u64, ..evaluation }))
 }

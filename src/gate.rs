@@ -127,7 +127,11 @@ pub fn decide(settings: &GateSettings, contest: &Contest<'_>, seed: u64) -> Resu
     let scored: Vec<Scored> = contestants
         .iter()
         .zip(replicates)
-        .map(|(&(name, scores), replicates)| Scored { summary: score(name, contest, scores, &replicates, settings.alpha), scores, replicates })
+        .map(|(&(name, scores), replicates)| Scored {
+            summary: score(name, contest, scores, &replicates, settings.alpha),
+            scores,
+            replicates,
+        })
         .collect();
     let differences: Vec<Difference> = match scored.split_first() {
         Some((challenger, others)) if challenger_fit => {
@@ -148,7 +152,7 @@ pub fn decide(settings: &GateSettings, contest: &Contest<'_>, seed: u64) -> Resu
         reason.push_str("; the champion is out, since it scores a row with something that is no probability");
     }
     let serving = if kind == Kind::Pass { Contestant::Challenger } else { incumbent };
-    Ok(Verdict { kind, serving, reason, rows, positives, users: clusters.len() as u64, scores, differences })
+    Ok(Verdict { kind, serving, reason, rows, positives, users: clusters.count() as u64, scores, differences })
 }
 
 fn are_probabilities(scores: &[f64]) -> bool {
@@ -204,7 +208,8 @@ fn judge(settings: &GateSettings, scores: &[Score], differences: &[Difference]) 
     let Some((baseline, gain)) = of(Contestant::Baseline).and_then(|difference| Some((difference, difference.logloss_ci?))) else {
         return fail("the challenger's log-loss against the baseline's has no interval".into());
     };
-    let change = |value: Option<f64>, interval: Interval| format!("{:+.5} [{:+.5}, {:+.5}]", value.unwrap_or(0.0), interval.low, interval.high);
+    let change =
+        |value: Option<f64>, interval: Interval| format!("{:+.5} [{:+.5}, {:+.5}]", value.unwrap_or(0.0), interval.low, interval.high);
     if gain.high >= 0.0 {
         return fail(format!("the challenger is not surely better than the baseline: log-loss {}", change(baseline.logloss, gain)));
     }
