@@ -28,11 +28,11 @@ pub struct Arm {
 }
 
 impl Arm {
-    /// The mean with its t interval.
+    /// The mean with its t interval; none when no user differs from another, which is too few users rather than certainty.
     pub fn estimate(&self, alpha: f64) -> Estimate {
-        let users = self.users as f64;
-        let half = student_critical(alpha, users - 1.0) * self.variance_of_mean().sqrt();
-        Estimate { value: self.mean, interval: Interval::around(self.mean, half) }
+        let half = student_critical(alpha, self.users as f64 - 1.0) * self.variance_of_mean().sqrt();
+        let interval = if self.variance > 0.0 { Interval::around(self.mean, half) } else { None };
+        Estimate { value: self.mean, interval }
     }
 
     fn variance_of_mean(&self) -> f64 {
@@ -146,8 +146,7 @@ fn student(df: f64, alpha: f64) -> Option<f64> {
 }
 
 fn effect(estimate: f64, variance: f64, df: f64, users: f64, alpha: f64) -> Effect {
-    let mut effect =
-        Effect { estimate, interval: None, p: None, always_valid_interval: None, always_valid_p: None, method: Method::Delta };
+    let mut effect = Effect { estimate, interval: None, p: None, always_valid_interval: None, always_valid_p: None, method: Method::Delta };
     let Some(t) = student(df, alpha).filter(|_| variance > 0.0) else { return effect };
     let error = variance.sqrt();
     effect.interval = Interval::around(estimate, t * error);

@@ -46,8 +46,7 @@ impl Clusters {
     }
 
     /// Number of users.
-    #[expect(clippy::len_without_is_empty, reason = "nobody asks")]
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.users.len()
     }
 
@@ -65,14 +64,14 @@ impl Clusters {
 /// Replicates computed together: one vector instruction serves them all.
 const LANES: usize = 16;
 
-/// P(Poisson(1) <= k) as a share of all 64-bit hashes, k = 0, 1, ….
-const POISSON: [u64; 14] = {
-    let (mut thresholds, mut k) = ([0; 14], 0);
+/// P(Poisson(1) <= k) as a share of all 32-bit numbers, k = 0, 1, …; beyond the twelfth the share rounds to all.
+const POISSON: [u32; 12] = {
+    let (mut thresholds, mut k) = ([0; 12], 0);
     let mut term = 0.367_879_441_171_442_33; // 1 / e
     let mut sum = 0.0;
     while k < thresholds.len() {
         sum += term;
-        thresholds[k] = (sum * 18_446_744_073_709_551_616.0) as u64;
+        thresholds[k] = (sum * 4_294_967_296.0) as u32;
         k += 1;
         term /= k as f64;
     }
@@ -84,13 +83,13 @@ fn weight(user: u64, replicate: usize, seed: u64) -> u8 {
     let mut key = [0; 16];
     key[..8].copy_from_slice(&user.to_le_bytes());
     key[8..].copy_from_slice(&(replicate as u64).to_le_bytes());
-    let draw = xxh3_64_with_seed(&key, seed);
-    POISSON.iter().map(|&below| u8::from(draw >= below)).sum()
+    let draw = (xxh3_64_with_seed(&key, seed) >> 32) as u32;
+    POISSON.iter().map(|&below| u32::from(draw >= below)).sum::<u32>() as u8
 }
 
 /// Each replicate's sum over users of weight times `sums` (one entry a user, in the order of `clusters`).
 pub fn totals<const K: usize>(plan: &Plan, clusters: &Clusters, sums: &[[f64; K]]) -> Vec<[f64; K]> {
-    assert_eq!(sums.len(), clusters.len(), "one sum a user");
+    assert_eq!(sums.len(), clusters.count(), "one sum a user");
     in_blocks(plan.replicates, |replicates| {
         let total = |replicate| {
             let mut total = [0.0; K];
@@ -114,15 +113,16 @@ pub struct Replicates {
 /// Log-loss and AUC of each contestant in each replicate, all with the same weights.
 pub fn logloss_and_auc(plan: &Plan, clusters: &Clusters, labels: &[bool], contestants: &[&[f64]]) -> Vec<Replicates> {
     let rankings: Vec<Vec<Ranked>> = contestants.iter().map(|scores| ranking(clusters, labels, scores)).collect();
-    let losses: Vec<Vec<[f64; 2]>> = contestants
-        .iter()
-        .map(|scores| clusters.sums(|row| [row_logloss(labels[row], scores[row]), 1.0]))
-        .collect();
+    let losses: Vec<Vec<[f64; 2]>> =
+        contestants.iter().map(|scores| clusters.sums(|row| [row_logloss(labels[row], scores[row]), 1.0])).collect();
     let by_replicate = in_blocks(plan.replicates, |replicates| {
         let weights: Vec<[u8; LANES]> =
             clusters.users.iter().map(|&user| std::array::from_fn(|lane| weight(user, replicates.start + lane, plan.seed))).collect();
-        let scored: Vec<_> =
-            rankings.iter().zip(&losses).map(|(ranking, losses)| (weighted_means(&weights, losses), weighted_areas(&weights, ranking))).collect();
+        let scored: Vec<_> = rankings
+            .iter()
+            .zip(&losses)
+            .map(|(ranking, losses)| (weighted_means(&weights, losses), weighted_areas(&weights, ranking)))
+            .collect();
         let of_lane = |lane: usize| scored.iter().map(|(means, areas)| (means[lane], areas[lane])).collect::<Vec<_>>();
         (0..replicates.len()).map(of_lane).collect()
     });
@@ -152,10 +152,10 @@ fn ranking(clusters: &Clusters, labels: &[bool], scores: &[f64]) -> Vec<Ranked> 
 fn weighted_means(weights: &[[u8; LANES]], sums: &[[f64; 2]]) -> [Option<f64>; LANES] {
     let (mut values, mut counts) = ([0.0; LANES], [0.0; LANES]);
     for (weights, [value, count]) in weights.iter().zip(sums) {
-        for lane in 0..LANES {
+        (0..LANES).for_each(|lane| {
             values[lane] += f64::from(weights[lane]) * value;
             counts[lane] += f64::from(weights[lane]) * count;
-        }
+        });
     }
     std::array::from_fn(|lane| super::finite(values[lane] / counts[lane]))
 }
@@ -163,20 +163,26 @@ fn weighted_means(weights: &[[u8; LANES]], sums: &[[f64; 2]]) -> [Option<f64>; L
 /// The area under the ROC curve of the weighted rows, by lane, ties at midranks. Exact: it counts in integers.
 fn weighted_areas(weights: &[[u8; LANES]], ranking: &[Ranked]) -> [Option<f64>; LANES] {
     let (mut negatives, mut positives, mut twice_area) = ([0u32; LANES], [0u32; LANES], [0u64; LANES]);
-    let (mut up, mut down) = ([0u32; LANES], [0u32; LANES]);
+    // Of the current run of tied rows: the negatives before it, and its positives.
+    let (mut before, mut up, mut any_up) = ([0u32; LANES], [0u32; LANES], false);
     for row in ranking {
         let weights = &weights[row.user as usize];
-        let tied = if row.positive { &mut up } else { &mut down };
-        for lane in 0..LANES {
-            tied[lane] += u32::from(weights[lane]);
+        if row.positive {
+            any_up = true;
+            (0..LANES).for_each(|lane| up[lane] += u32::from(weights[lane]));
+        } else {
+            (0..LANES).for_each(|lane| negatives[lane] += u32::from(weights[lane]));
         }
         if row.last_of_tie {
-            for lane in 0..LANES {
-                twice_area[lane] += u64::from(up[lane]) * u64::from(2 * negatives[lane] + down[lane]);
-                negatives[lane] += down[lane];
-                positives[lane] += up[lane];
+            if any_up {
+                // A positive beats the negatives before its run, and half of those in it.
+                (0..LANES).for_each(|lane| {
+                    twice_area[lane] += u64::from(up[lane]) * u64::from(before[lane] + negatives[lane]);
+                    positives[lane] += up[lane];
+                });
+                (up, any_up) = ([0; LANES], false);
             }
-            (up, down) = ([0; LANES], [0; LANES]);
+            before = negatives;
         }
     }
     let area = |lane: usize| {

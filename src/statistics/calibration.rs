@@ -23,7 +23,11 @@ pub enum Calibrator {
 impl Calibrator {
     /// The method that the number of positives bears.
     pub fn fit(labels: &[bool], scores: &[f64]) -> Self {
-        if labels.iter().filter(|label| **label).count() < ISOTONIC_POSITIVES { Self::platt(labels, scores) } else { Self::isotonic(labels, scores) }
+        if labels.iter().filter(|label| **label).count() < ISOTONIC_POSITIVES {
+            Self::platt(labels, scores)
+        } else {
+            Self::isotonic(labels, scores)
+        }
     }
 
     /// Platt (1999), with his smoothed targets: they keep the line finite where a threshold parts the classes. With one class only
@@ -133,7 +137,12 @@ pub(super) fn logistic_line(x: &[f64], targets: &[f64]) -> Option<(f64, f64)> {
     let centre = super::mean(x);
     let points = || x.iter().map(|x| x - centre).zip(targets.iter().copied());
     let loss = |slope: f64, level: f64| -> f64 {
-        points().map(|(x, target)| { let z = slope * x + level; z.max(0.0) + (-z.abs()).exp().ln_1p() - target * z }).sum()
+        points()
+            .map(|(x, target)| {
+                let z = slope * x + level;
+                z.max(0.0) + (-z.abs()).exp().ln_1p() - target * z
+            })
+            .sum()
     };
     let (mut slope, mut level) = (0.0, logit(super::mean(targets)));
     let mut current = loss(slope, level);

@@ -98,7 +98,8 @@ pub fn delong(labels: &[bool], a: &[f64], b: &[f64]) -> Option<DeLong> {
 
 /// Of each positive the share of negatives below it, of each negative the share of positives above it.
 fn placements(labels: &[bool], scores: &[f64]) -> (Vec<f64>, Vec<f64>) {
-    let of_class = |class: bool| scores.iter().zip(labels).filter(|(_, label)| **label == class).map(|(score, _)| *score).collect::<Vec<_>>();
+    let of_class =
+        |class: bool| scores.iter().zip(labels).filter(|(_, label)| **label == class).map(|(score, _)| *score).collect::<Vec<_>>();
     let (positive_scores, negative_scores) = (of_class(true), of_class(false));
     let (positives, negatives) = (positive_scores.len() as f64, negative_scores.len() as f64);
     let (mut own_up, mut own_down) = (midranks(&positive_scores).into_iter(), midranks(&negative_scores).into_iter());

@@ -152,7 +152,7 @@ pub fn evaluate(rounds: &Rounds<'_>, plan: &Plan, seed: u64) -> Result<Evaluatio
     let weights: Vec<f64> = rounds.targets.iter().zip(rounds.propensities).map(|(target, logged)| target / logged).collect();
     let mut evaluation = Evaluation {
         rows: weights.len() as u64,
-        users: clusters.len() as u64,
+        users: clusters.count() as u64,
         rows_left_out: 0,
         verdict: Verdict::NotIdentified { reason: "there are no rows with a propensity".into() },
         logged: None,
