@@ -392,7 +392,7 @@ impl Interest {
     pub fn score(&self, users: &RecordBatch, pairs: &RecordBatch) -> Result<RecordBatch> {
         let mut categories = Categories::from_rows(self.at_rest.categories.clone());
         let ids = column::<StringArray>(pairs, "category_id")?;
-        ids.iter().flatten().for_each(|id| drop(categories.add(id, self.at_rest.base_logit)));
+        ids.iter().flatten().for_each(|id| _ = categories.add(id, self.at_rest.base_logit));
         let candidates = Candidates::of(users, pairs, &categories)?;
         let logits = self.logits(users, pairs, &categories, &candidates)?;
         let scores: Vec<f64> = logits.iter().map(|x| self.at_rest.calibrator.apply(sigmoid(*x))).collect();
