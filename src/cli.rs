@@ -1,13 +1,16 @@
 //! The command line: results on stdout, logs on stderr, every flag also a NIGHTMARKET_* variable.
 
-use crate::error::{Error, Result};
-use crate::platform::catalog::Catalog;
+use crate::error::{Context, Error, Result};
+use crate::pipeline::{self, Facts, Stage};
+use crate::platform::catalog::{Catalog, IdDomain};
 use crate::platform::pseudonym::Key;
 use crate::platform::run::{Run, resolve_date};
 use crate::platform::storage::Store;
+use crate::publish::{self, Commit, CommitKind};
 use crate::spec::Spec;
-use crate::workbench;
+use crate::{generate, ingest, workbench};
 use arrow::util::pretty::pretty_format_batches;
+use chrono::NaiveDate;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 use std::io::{IsTerminal, Write};
@@ -35,6 +38,69 @@ pub enum Output {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// The night: from raw logs to published tables and the report. Resumes by itself.
+    Run {
+        #[command(flatten)]
+        at: JobDate,
+        /// Stop after this stage.
+        #[arg(long, value_enum, default_value = "report", env = "NIGHTMARKET_UNTIL")]
+        until: Stage,
+    },
+    /// The nights of several dates, oldest first.
+    Backfill {
+        /// The job's spec.
+        #[arg(env = "NIGHTMARKET_JOB")]
+        job: PathBuf,
+        #[arg(long, env = "NIGHTMARKET_START")]
+        start: NaiveDate,
+        /// The last date, itself included.
+        #[arg(long, env = "NIGHTMARKET_END")]
+        end: NaiveDate,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// What was published, oldest first; the last line serves.
+    History {
+        /// The job's spec.
+        #[arg(env = "NIGHTMARKET_JOB")]
+        job: PathBuf,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Serve an earlier table again, without the users on the date's suppression list.
+    Rollback {
+        #[command(flatten)]
+        at: JobDate,
+        /// Generation or policy version to go back to.
+        #[arg(long)]
+        to: String,
+    },
+    /// Which segments a user is in and which ads they are shown, by the table that serves now.
+    Lookup {
+        /// The job's spec.
+        #[arg(env = "NIGHTMARKET_JOB")]
+        job: PathBuf,
+        /// The shop's own id of the user.
+        #[arg(long)]
+        user: String,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Where the report of a night is, rendered again from its facts.
+    Report {
+        #[command(flatten)]
+        at: JobDate,
+    },
+    /// What this machine and this job can do: stores, key, libtorch, memory.
+    Doctor {
+        /// The job's spec.
+        #[arg(env = "NIGHTMARKET_JOB")]
+        job: PathBuf,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// A shop with known truth: raw logs of some days, or one day more under a published table.
+    Generate(Generate),
     /// Plan every spec and SQL file; nothing is read.
     Check {
         /// Job specs; all in jobs/ when none is named.
@@ -70,6 +136,34 @@ pub struct Place {
     /// Query threads instead of the spec's; 0 = all cores. Changes no result.
     #[arg(long, env = "NIGHTMARKET_THREADS")]
     pub threads: Option<usize>,
+}
+
+#[derive(Debug, Args)]
+pub struct Generate {
+    /// Where the shop's raw tables go.
+    #[arg(long, env = "NIGHTMARKET_OUT", required_unless_present = "continue")]
+    pub out: Option<String>,
+    #[arg(long, default_value_t = 3000)]
+    pub users: u64,
+    #[arg(long, default_value_t = 28)]
+    pub days: u64,
+    #[arg(long, default_value_t = 7)]
+    pub seed: u64,
+    /// The last day.
+    #[arg(long, default_value = "2026-11-22")]
+    pub until: NaiveDate,
+    /// Instead: add one day to the shop at this place.
+    #[arg(long, requires = "date", requires = "policy", requires = "job", conflicts_with = "out")]
+    pub r#continue: Option<String>,
+    /// The day to add.
+    #[arg(long)]
+    pub date: Option<NaiveDate>,
+    /// Folder of the published tables that serve it.
+    #[arg(long)]
+    pub policy: Option<String>,
+    /// The job that published them: its arms and its pseudonym key.
+    #[arg(long)]
+    pub job: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -132,6 +226,53 @@ pub fn run(cli: Cli) -> Result<()> {
 async fn dispatch(cli: Cli) -> Result<()> {
     let output = cli.output;
     match cli.command {
+        Command::Run { at, until } => {
+            let (run, spec, key) = open(&at)?;
+            print_night(output, &pipeline::run(&run, &spec, &key, until).await?)
+        }
+        Command::Backfill { job, start, end, place } => {
+            if start > end {
+                return Err(Error::usage(format_args!("--start {start} lies after --end {end}")));
+            }
+            for date in start.iter_days().take_while(|date| *date <= end) {
+                let (run, spec, key) = open(&JobDate { job: job.clone(), date: date.to_string(), place: place.clone() })?;
+                print_night(output, &pipeline::run(&run, &spec, &key, Stage::Report).await.with_context(|| date.to_string())?)?;
+            }
+            Ok(())
+        }
+        Command::History { job, place } => {
+            let commits = publish::history(&output_store(&Spec::read(&job)?, &place)?).await?;
+            print(output, &commits, || match commits.is_empty() {
+                true => "nothing was published yet".to_owned(),
+                false => commits.iter().map(describe_commit).collect::<Vec<_>>().join("\n"),
+            })
+        }
+        Command::Rollback { at, to } => {
+            let (run, spec, key) = open(&at)?;
+            let suppressed = ingest::suppressed_on(&run, &spec.ingest, &key).await?;
+            let commit = publish::rollback(&run, &to, &suppressed).await?;
+            print(output, &commit, || describe_commit(&commit))
+        }
+        Command::Lookup { job, user, place } => {
+            let spec = Spec::read(&job)?;
+            let pseudonym = Key::read(&spec.privacy)?.pseudonym(IdDomain::User, &user);
+            let found = publish::lookup(&output_store(&spec, &place)?, &pseudonym).await?;
+            print(output, &found, || found.to_string())
+        }
+        Command::Report { at } => {
+            let (run, _, _) = open(&at)?;
+            let path = pipeline::render_again(&run).await?;
+            print(output, &path, || path.clone())
+        }
+        Command::Doctor { job, place } => {
+            let checks = doctor(&job, &place).await?;
+            print(output, &checks, || checks.iter().map(|check| format!("{:<4} {:<12} {}", if check.ok { "ok" } else { "BAD" }, check.name, check.finding)).collect::<Vec<_>>().join("\n"))?;
+            match checks.iter().find(|check| !check.ok) {
+                Some(bad) => Err(Error::usage(format_args!("{}: {}", bad.name, bad.finding)).action("mend it and run doctor again")),
+                None => Ok(()),
+            }
+        }
+        Command::Generate(plan) => generated(plan, output).await,
         Command::Check { jobs } => check(&jobs, output).await,
         Command::Sql(sql) => match sql {
             Sql::List { shop } => {
@@ -161,6 +302,70 @@ async fn dispatch(cli: Cli) -> Result<()> {
             }
         },
     }
+}
+
+fn print_night(output: Output, facts: &Facts) -> Result<()> {
+    let text = pipeline::summary(facts)?;
+    print(output, facts, || text)
+}
+
+fn describe_commit(commit: &Commit) -> String {
+    let kind = if commit.kind == CommitKind::Rollback { "rollback" } else { "publish" };
+    format!("{:>4}  {}  {kind:<8}  {}  {}", commit.generation, commit.run_date, commit.policy_version, commit.tables)
+}
+
+fn output_store(spec: &Spec, place: &Place) -> Result<Store> {
+    Store::open(place.out.as_deref().unwrap_or(&spec.store.output))
+}
+
+async fn generated(plan: Generate, output: Output) -> Result<()> {
+    let summary = match (&plan.r#continue, plan.date, &plan.policy, &plan.job) {
+        (Some(raw), Some(date), Some(policy), Some(job)) => {
+            let spec = Spec::read(job)?;
+            let plan = generate::Continue { date, salt: spec.targeting.salt.clone(), shares: spec.targeting.shares.clone() };
+            generate::continue_day(&Store::open(raw)?, &plan, &Store::open(policy)?, &Key::read(&spec.privacy)?).await?
+        }
+        _ => {
+            let out = plan.out.as_deref().ok_or_else(|| Error::usage("--out is missing"))?;
+            let plan = generate::Plan { users: plan.users, days: plan.days, seed: plan.seed, until: plan.until };
+            generate::generate(&Store::open(out)?, &plan).await?
+        }
+    };
+    print(output, &summary, || summary.to_string())
+}
+
+/// One line of `doctor`.
+#[derive(Serialize)]
+struct Checked {
+    name: &'static str,
+    ok: bool,
+    finding: String,
+}
+
+async fn doctor(job: &Path, place: &Place) -> Result<Vec<Checked>> {
+    let spec = Spec::read(job)?;
+    let check = |name, result: Result<String>| match result {
+        Ok(finding) => Checked { name, ok: true, finding },
+        Err(error) => Checked { name, ok: false, finding: error.to_string() },
+    };
+    let listed = async |place: &str| -> Result<String> {
+        let store = Store::open(place)?;
+        Ok(format!("{}: {} objects", store.locate(""), store.list("").await?.len()))
+    };
+    let catalog = Catalog::load(Path::new(&spec.sql));
+    let planned = match &catalog {
+        Ok(catalog) => workbench::check(catalog, chrono::DateTime::UNIX_EPOCH).await.map(|tables| format!("{} tables plan", tables.len())),
+        Err(error) => Err(Error::usage(error)),
+    };
+    Ok(vec![
+        check("spec", Ok(format!("{}: job {}", job.display(), spec.name))),
+        check("sql", planned),
+        check("raw", listed(place.raw.as_deref().unwrap_or(&spec.store.raw)).await),
+        check("output", listed(place.out.as_deref().unwrap_or(&spec.store.output)).await),
+        check("key", Key::read(&spec.privacy).map(|key| format!("pseudonym key {}", key.fingerprint()))),
+        check("libtorch", Ok(format!("training runs on {}", crate::model::device_name()))),
+        check("cores", Ok(std::thread::available_parallelism().map_or("unknown".to_owned(), |cores| cores.to_string()))),
+    ])
 }
 
 /// A run of a job on a date, with its settings and its key.
@@ -193,13 +398,8 @@ async fn check(jobs: &[PathBuf], output: Output) -> Result<()> {
         let spec = Spec::read(path)?;
         tables += workbench::check(&Catalog::load(Path::new(&spec.sql))?, chrono::DateTime::UNIX_EPOCH).await?.len();
     }
-    #[derive(Serialize)]
-    struct Checked {
-        jobs: usize,
-        tables: usize,
-    }
-    let checked = Checked { jobs: jobs.len(), tables };
-    print(output, &checked, || format!("{} jobs, {} tables: all plan", checked.jobs, checked.tables))
+    let checked = serde_json::json!({ "jobs": jobs.len(), "tables": tables });
+    print(output, &checked, || format!("{} jobs, {tables} tables: all plan", jobs.len()))
 }
 
 fn describe(table: &workbench::Planned) -> String {

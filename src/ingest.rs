@@ -122,7 +122,7 @@ pub struct TableFacts {
 const PEOPLE_TABLES: [&str; 2] = ["suppressions", "consents"];
 
 pub async fn run(run: &Run, settings: &Settings, key: &Key) -> Result<Staged> {
-    let raw = RawTables::discover(run, settings).await?;
+    let raw = RawTables::discover(run, settings, |_| true).await?;
     let duplicates = raw.check_day(run, key).await?;
     let mut staged = Staged { tables: BTreeMap::new(), people: None, facts: IngestFacts::default(), fingerprint: raw.fingerprint() };
     let (first, rest): (Vec<_>, Vec<_>) = run.catalog.staging.iter().partition(|query| decides_people(&run.catalog, &query.name));
@@ -141,6 +141,18 @@ pub async fn run(run: &Run, settings: &Settings, key: &Key) -> Result<Staged> {
     staged.facts.raw = raw.facts(&duplicates);
     staged.facts.skipped = raw.skipped;
     Ok(staged)
+}
+
+/// The pseudonyms on the run date's suppression list, from that list alone: nothing else of the date need have arrived.
+pub async fn suppressed_on(run: &Run, settings: &Settings, key: &Key) -> Result<HashSet<String>> {
+    let sources = run.catalog.sources_of("suppressions");
+    let raw = RawTables::discover(run, settings, |name| sources.contains(name)).await?;
+    let mut staged = Staged { tables: BTreeMap::new(), people: None, facts: IngestFacts::default(), fingerprint: raw.fingerprint() };
+    let feeds = |query: &Query| !query.sources().any(|source| !sources.contains(source));
+    for query in run.catalog.staging.iter().filter(|query| decides_people(&run.catalog, &query.name) && feeds(query)) {
+        stage(run, &raw, &mut staged, query, key, &Allowed::Everybody).await?;
+    }
+    suppressed(run, &staged).await
 }
 
 /// Whether a canonical table is one of the people tables or feeds one.
@@ -176,7 +188,7 @@ struct RawFile {
 }
 
 impl RawTables {
-    async fn discover(run: &Run, settings: &Settings) -> Result<Self> {
+    async fn discover(run: &Run, settings: &Settings, wanted: impl Fn(&str) -> bool) -> Result<Self> {
         let mut tables = BTreeMap::new();
         let mut skipped = Vec::new();
         let decisive = run.catalog.sources_of("suppressions");
@@ -184,7 +196,7 @@ impl RawTables {
             return Err(Error::privacy(format_args!("{}/staging/suppressions.sql is absent: nobody could be suppressed", run.job.sql))
                 .action("add the suppression list, an empty one if nobody asked, and run again"));
         }
-        for (name, source) in &run.catalog.sources {
+        for (name, source) in run.catalog.sources.iter().filter(|(name, _)| wanted(name)) {
             let source = Source { required: source.required || decisive.contains(name.as_str()), ..source.clone() };
             let found = RawTable::discover(run, settings, name, &source).await;
             match found.map_err(|error| {

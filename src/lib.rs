@@ -14,21 +14,25 @@ pub mod platform;
 pub mod statistics;
 
 // Stages, in the order of the night.
-pub mod admit;
-pub mod dataset;
-pub mod evaluate;
-pub mod features;
-pub mod gate;
 pub mod ingest;
+pub mod features;
+pub mod dataset;
 pub mod model;
-pub mod publish;
-pub mod report;
+pub mod gate;
 pub mod segments;
 pub mod targeting;
+pub mod admit;
+pub mod publish;
+pub mod evaluate;
+pub mod report;
+
+// Every stage's settings in one file.
+pub mod spec;
 
 // A shop with known truth, for demonstrations and tests.
 pub mod generate;
 
 // Assembly.
-pub mod cli;
+pub mod workbench;
 pub mod pipeline;
+pub mod cli;

@@ -1,1 +1,134 @@
+//! The night, in data-flow order: from raw logs to published targeting tables and the report.
 //!
+//! Every stage is a function over the run, its settings and its inputs; each leaves a finished step behind, so that a rerun
+//! resumes by itself. What the stages need of each other's files is in `learning` (models) and `serving` (tables).
+
+mod facts;
+mod learning;
+mod serving;
+
+use crate::error::{Error, Result};
+use crate::platform::pseudonym::Key;
+use crate::platform::run::Run;
+use crate::spec::Spec;
+use crate::{admit, dataset, evaluate, features, ingest, publish, report};
+pub use facts::{Facts, summary};
+use std::collections::BTreeMap;
+
+/// Where a run may stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Stage {
+    Ingest,
+    Features,
+    Dataset,
+    Model,
+    Gate,
+    Segments,
+    Targeting,
+    Publish,
+    Report,
+}
+
+/// Runs the night up to and including `until`, and writes its report.
+///
+/// # Errors
+/// Of the stage that failed; nothing half-written is visible and yesterday's table is still served.
+pub async fn run(run: &Run, spec: &Spec, key: &Key, until: Stage) -> Result<Facts> {
+    let mut facts = Facts::new(run);
+    night(run, spec, key, until, &mut facts).await?;
+    facts.timings = run.timings();
+    let json = serde_json::to_value(&facts)?;
+    let folder = format!("reports/dt={}", run.date);
+    run.output.put(&format!("{folder}/report.json"), serde_json::to_vec_pretty(&json)?.into()).await?;
+    run.output.put(&format!("{folder}/report.html"), report::render(&json)?.into()).await?;
+    facts.report = Some(run.output.locate(&format!("{folder}/report.html")).to_string());
+    Ok(facts)
+}
+
+/// Renders the report of a night again from its stored facts; gives its place.
+pub async fn render_again(run: &Run) -> Result<String> {
+    let folder = format!("reports/dt={}", run.date);
+    let json = run.output.get(&format!("{folder}/report.json")).await.map_err(|error| {
+        error.context(format_args!("the report of {}", run.date)).action("run the night of this date first")
+    })?;
+    run.output.put(&format!("{folder}/report.html"), report::render(&serde_json::from_slice(&json)?)?.into()).await?;
+    Ok(run.output.locate(&format!("{folder}/report.html")).to_string())
+}
+
+async fn night(run: &Run, spec: &Spec, key: &Key, until: Stage, facts: &mut Facts) -> Result<()> {
+    let staged = ingest::run(run, &spec.ingest, key).await?;
+    let previous = publish::previous(&run.output, run.date).await?;
+    let policy_version = serving::policy_version(run, spec, &staged, previous.as_ref());
+    facts.ingested(&staged, &policy_version);
+    if until == Stage::Ingest {
+        return Ok(());
+    }
+
+    let with_interest = staged.has("events");
+    let snapshots = features::run(run, &staged, &spec.dataset.snapshot_days(run.date, with_interest)).await?;
+    facts.featured(&snapshots);
+    if until == Stage::Features {
+        return Ok(());
+    }
+
+    let examples = dataset::response(run, &spec.dataset, &staged, &snapshots).await?;
+    let interest_examples = match with_interest {
+        true => Some(dataset::interest(run, &spec.dataset, &staged, &snapshots).await?),
+        false => None,
+    };
+    facts.prepared(&examples, interest_examples.as_ref());
+    if until == Stage::Dataset {
+        return Ok(());
+    }
+
+    let learned = learning::learn(run, spec, &staged, &examples, interest_examples.as_ref()).await?;
+    facts.model = Some(learned.facts.clone());
+    if until == Stage::Model {
+        return Ok(());
+    }
+
+    let champion = learning::champion(run, previous.as_ref(), &mut facts.skipped).await?;
+    let judged = learning::judge(run, spec, &examples, &learned, champion.as_ref(), staged.people.is_some()).await?;
+    let chosen = learning::choose(&judged, learned, champion)?;
+    facts.gate = Some(judged);
+    if until == Stage::Gate {
+        return Ok(());
+    }
+
+    let segmented = serving::segments(run, spec, &staged, &snapshots, &chosen, previous.as_ref()).await?;
+    facts.segments = Some(segmented.facts.clone());
+    if until == Stage::Segments {
+        return Ok(());
+    }
+
+    let planned = serving::targeting(run, spec, &staged, &snapshots, &chosen, &segmented, &policy_version).await?;
+    facts.targeting = Some(planned.facts.clone());
+    if until == Stage::Targeting {
+        return Ok(());
+    }
+
+    let suppressed = ingest::suppressed(run, &staged).await?;
+    let tables = serving::tables(&segmented, &planned).await?;
+    let off_policy = serving::off_policy(run, spec, &staged, &tables).await?;
+    let admission = admit::admit(&serving::proposal(spec, &staged, &tables, off_policy.as_ref()).await?);
+    if let Some(broken) = admission.broken_floor() {
+        return Err(Error::privacy(broken).action("see segments.floor of the job; yesterday's table stays"));
+    }
+    let written = publish::write(run, &policy_version, &tables, &suppressed, &planned.key).await?;
+    facts.publish = Some(match admission.admitted {
+        true => publish::commit(run, &written, Some(chosen.folder)).await?,
+        false => publish::keep(&written, &admission.refusal()),
+    });
+    facts.admit = Some(admission);
+    facts.off_policy = off_policy;
+    facts.movers = Some(serving::movers(run, &tables, previous.as_ref()).await?);
+    if until == Stage::Publish {
+        return Ok(());
+    }
+
+    let served = serving::impressions_to_measure(run, &staged).await?;
+    let shares: BTreeMap<String, f64> = spec.targeting.shares.by_name();
+    let version = previous.as_ref().map(|commit| commit.policy_version.as_str());
+    facts.evaluate = Some(evaluate::evaluate(&spec.evaluate, &served, version, &shares, run.job.seed)?);
+    Ok(())
+}

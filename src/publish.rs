@@ -5,13 +5,13 @@
 
 use crate::error::{Context, Error, Kind, Result};
 use crate::platform::run::{Done, Run, Step};
-use crate::platform::storage::{Created, Store, sha256};
+use crate::platform::storage::{Created, FileEntry, Store, sha256};
 use crate::types::column;
-use arrow::array::{BooleanArray, RecordBatch, StringArray};
+use arrow::array::{BooleanArray, Float64Array, RecordBatch, StringArray};
 use arrow::compute::filter_record_batch;
 use chrono::NaiveDate;
 use serde::{Deserialize, Serialize};
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 /// One commit: `targeting/_commits/{generation:020}.json`.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
@@ -101,9 +101,16 @@ pub async fn previous(output: &Store, date: NaiveDate) -> Result<Option<Commit>>
     Ok(history(output).await?.into_iter().rev().find(|commit| commit.run_date < date))
 }
 
-/// Writes tonight's tables under their own immutable folder, suppressed users taken out. Nothing is visible yet.
-pub async fn write(run: &Run, policy_version: &str, tables: &Tables, suppressed: &HashSet<String>, inputs: &serde_json::Value) -> Result<Done<TablesFacts>> {
-    run.step(&format!("targeting/tables/dt={}", run.date), inputs, async |step: &Step| {
+/// Writes tables under their own immutable folder, suppressed users taken out. Nothing is visible yet. `origin` is the key of what
+/// the tables were made of.
+pub async fn write(run: &Run, policy_version: &str, tables: &Tables, suppressed: &HashSet<String>, origin: &str) -> Result<Done<TablesFacts>> {
+    let names: BTreeSet<&String> = suppressed.iter().collect();
+    let inputs = serde_json::json!({
+        "policy_version": policy_version,
+        "origin": origin,
+        "suppressed": sha256(serde_json::to_string(&names)?.as_bytes()),
+    });
+    run.step(&format!("targeting/tables/dt={}", run.date), &inputs, async |step: &Step| {
         let user_segments = without(&tables.user_segments, suppressed)?;
         let suppressed_rows = (tables.user_segments.num_rows() - user_segments.num_rows()) as u64;
         step.write_table("segments.parquet", &tables.segments).await?;
@@ -128,15 +135,7 @@ fn without(rows: &RecordBatch, suppressed: &HashSet<String>) -> Result<RecordBat
 pub async fn commit(run: &Run, tables: &Done<TablesFacts>, model: Option<String>) -> Result<PublishFacts> {
     let version = &tables.facts.policy_version;
     let commits = history(&run.output).await?;
-    let files = tables.files.iter().map(|file| PublishedFile { path: file.path.clone(), rows: file.rows.unwrap_or(0), bytes: file.bytes }).collect();
-    let mut facts = PublishFacts {
-        state: State::AlreadyPublished,
-        generation: None,
-        policy_version: Some(version.clone()),
-        reason: String::new(),
-        suppressed_rows: tables.facts.suppressed_rows,
-        files,
-    };
+    let mut facts = PublishFacts::of(tables, State::AlreadyPublished, String::new());
     if let Some(ours) = commits.iter().find(|commit| commit.policy_version == *version && commit.kind == CommitKind::Publish) {
         facts.generation = Some(ours.generation);
         facts.reason = format!("{version} was already published as generation {}", ours.generation);
@@ -164,6 +163,26 @@ pub async fn commit(run: &Run, tables: &Done<TablesFacts>, model: Option<String>
     facts.generation = Some(commit.generation);
     facts.reason = format!("{version} is generation {}", commit.generation);
     Ok(facts)
+}
+
+/// The serving table stays; tonight's stands beside it, for people to look at.
+pub fn keep(tables: &Done<TablesFacts>, reason: &str) -> PublishFacts {
+    tracing::warn!(reason, "tonight's table is not published");
+    PublishFacts::of(tables, State::Kept, reason.to_owned())
+}
+
+impl PublishFacts {
+    fn of(tables: &Done<TablesFacts>, state: State, reason: String) -> Self {
+        let file = |file: &FileEntry| PublishedFile { path: file.path.clone(), rows: file.rows.unwrap_or(0), bytes: file.bytes };
+        Self {
+            state,
+            generation: None,
+            policy_version: Some(tables.facts.policy_version.clone()),
+            reason,
+            suppressed_rows: tables.facts.suppressed_rows,
+            files: tables.files.iter().map(file).collect(),
+        }
+    }
 }
 
 async fn create(output: &Store, commit: &Commit) -> Result<()> {
@@ -194,14 +213,49 @@ pub async fn rollback(run: &Run, to: &str, suppressed: &HashSet<String>) -> Resu
             segment_ads: source.read_parquet("segment_ads.parquet").await?,
             shadow_ads: source.read_parquet("shadow_ads.parquet").await?,
         };
-        let names: std::collections::BTreeSet<&String> = suppressed.iter().collect();
-        let inputs = serde_json::json!({ "rollback_of": wanted.manifest_sha256, "suppressed": sha256(serde_json::to_string(&names)?.as_bytes()) });
-        let copy = write(run, &wanted.policy_version, &tables, suppressed, &inputs).await?;
+        let copy = write(run, &wanted.policy_version, &tables, suppressed, &wanted.manifest_sha256).await?;
         commit.tables = format!("targeting/tables/dt={}/{}", run.date, copy.key);
         commit.manifest_sha256 = sha256(&copy.store.get("_manifest.json").await?);
     }
     create(&run.output, &commit).await?;
     Ok(commit)
+}
+
+/// What the serving table says of one user.
+#[derive(Clone, Debug, Serialize, PartialEq)]
+pub struct Found {
+    pub generation: u64,
+    pub policy_version: String,
+    /// Of the user, best first; the first is the one served.
+    pub segments: Vec<String>,
+    /// Of the first segment in the champion arm: ad and its probability at an opportunity.
+    pub ads: Vec<(String, f64)>,
+}
+
+impl std::fmt::Display for Found {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        writeln!(f, "generation {}, {}", self.generation, self.policy_version)?;
+        write!(f, "segments: {}", if self.segments.is_empty() { "none".to_owned() } else { self.segments.join(", ") })?;
+        self.ads.iter().try_for_each(|(ad, probability)| write!(f, "\n  {:>6.2} %  {ad}", 100.0 * probability))
+    }
+}
+
+/// Looks a pseudonym up in the tables that serve now.
+pub async fn lookup(output: &Store, pseudonym: &str) -> Result<Found> {
+    let commits = history(output).await?;
+    let head = commits.last().ok_or_else(|| Error::usage("nothing was ever published"))?;
+    let tables = output.child(&head.tables);
+    verify(&tables, head).await?;
+    let rows = tables.read_parquet("user_segments.parquet").await?;
+    let (users, ids) = (column::<StringArray>(&rows, "user_id")?, column::<StringArray>(&rows, "segment_id")?);
+    // Sorted by user and rank.
+    let segments: Vec<String> = users.iter().zip(ids).filter(|(user, _)| *user == Some(pseudonym)).filter_map(|(_, id)| id.map(str::to_owned)).collect();
+    let rows = tables.read_parquet("segment_ads.parquet").await?;
+    let (ids, arms) = (column::<StringArray>(&rows, "segment_id")?, column::<StringArray>(&rows, "arm")?);
+    let (ads, propensities) = (column::<StringArray>(&rows, "ad_id")?, column::<Float64Array>(&rows, "propensity")?);
+    let first = |row: &usize| segments.first().is_some_and(|first| ids.value(*row) == first) && arms.value(*row) == "champion";
+    let ads = (0..rows.num_rows()).filter(first).map(|row| (ads.value(row).to_owned(), propensities.value(row))).collect();
+    Ok(Found { generation: head.generation, policy_version: head.policy_version.clone(), segments, ads })
 }
 
 /// Whether the tables of a commit are still the ones committed.

@@ -3,7 +3,7 @@
 use crate::error::{Context, Error, Result};
 use crate::platform::job::{Job, parse_toml};
 use crate::platform::{engine, pseudonym};
-use crate::{dataset, ingest};
+use crate::{dataset, evaluate, gate, ingest, model, segments, targeting};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -28,6 +28,18 @@ pub struct Spec {
     pub ingest: ingest::Settings,
     #[serde(default)]
     pub dataset: dataset::Settings,
+    #[serde(default)]
+    pub model: model::ModelSettings,
+    #[serde(default)]
+    pub interest: model::InterestSettings,
+    #[serde(default)]
+    pub gate: gate::GateSettings,
+    #[serde(default)]
+    pub segments: segments::Settings,
+    #[serde(default)]
+    pub targeting: targeting::Settings,
+    #[serde(default)]
+    pub evaluate: evaluate::EvaluateSettings,
 }
 
 /// Where the job reads and writes: `file://`, `s3://`, `gs://`, `az://` or a path from the working directory.

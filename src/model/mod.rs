@@ -1,1 +1,184 @@
+//! Examples -> models: who clicks and converts on what ([`response`]), and who is interested in what ([`interest`]).
 //!
+//! Both read plain Arrow tables, learn a [`features`] map from the training rows, train a network in libtorch on the CPU or the
+//! GPU, stop at the best validation epoch, and calibrate on validation rows. The response network has a logistic regression
+//! beside it, which it must beat to be used. A trained model is plain data and turns into an [`artifact`]; tensors live only
+//! while training or scoring. The only module that names tch and linfa.
+
+pub mod artifact;
+pub mod features;
+pub mod interest;
+mod logistic;
+mod network;
+pub mod response;
+
+pub use artifact::Artifact;
+pub use features::Settings as FeatureSettings;
+pub use interest::{Interest, InterestExamples, InterestFacts};
+pub use network::EpochFacts;
+pub use response::{Response, ResponseFacts, ResponseModels, Scores};
+
+use crate::error::{Error, Result};
+use crate::statistics::calibration::Calibrator;
+use serde::{Deserialize, Serialize};
+
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields, default)]
+pub struct ModelSettings {
+    pub architecture: Architecture,
+    /// At most so many passes over the training rows.
+    pub epochs: usize,
+    /// Stop after so many learning-rate drops in a row that did not help on the validation rows.
+    pub patience: usize,
+    pub batch_size: usize,
+    pub learning_rate: f64,
+    /// L2 on the weights of layers, and on embeddings: ids that few rows hold overfit first.
+    pub weight_decay: f64,
+    pub embedding_l2: f64,
+    pub dropout: f64,
+    pub embedding_dim: usize,
+    /// Widths of the hidden layers.
+    pub hidden: Vec<usize>,
+    /// Threads of libtorch. Sums are split among them, so another count gives other last bits.
+    pub threads: usize,
+    /// L2 of the logistic baseline, in units of one row's loss.
+    pub baseline_l2: f64,
+    pub features: FeatureSettings,
+}
+
+impl Default for ModelSettings {
+    fn default() -> Self {
+        Self {
+            architecture: Architecture::Deep,
+            epochs: 8,
+            patience: 2,
+            batch_size: 512,
+            learning_rate: 1e-3,
+            weight_decay: 1e-6,
+            embedding_l2: 1e-5,
+            dropout: 0.1,
+            embedding_dim: 8,
+            hidden: vec![64, 32],
+            threads: 2,
+            baseline_l2: 10.0,
+            features: FeatureSettings::default(),
+        }
+    }
+}
+
+/// Which network stands beside the baseline.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum Architecture {
+    /// Embeddings, pooled sequences and text; a linear part, a plain branch and a multiplying branch (after FinalNet, SIGIR 2023).
+    Deep,
+    /// The network of the article that this program started from: Dense 64 ReLU, dropout 0.5, Dense 32 ReLU, dropout 0.5, sigmoid on
+    /// the baseline's inputs; Adam 1e-3, batch 32, 50 epochs, of which the best is kept. It ignores the other settings of layers and
+    /// training.
+    Article,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields, default)]
+pub struct InterestSettings {
+    pub epochs: usize,
+    pub patience: usize,
+    pub batch_size: usize,
+    pub learning_rate: f64,
+    pub weight_decay: f64,
+    pub embedding_l2: f64,
+    pub dropout: f64,
+    pub embedding_dim: usize,
+    pub hidden: Vec<usize>,
+    pub threads: usize,
+    /// At most so many (user, category) training rows; beyond it users are sampled. Bounds memory and time.
+    pub max_rows: usize,
+    /// Random categories a user without any sign of interest in them, added to the candidates in training: they teach what no
+    /// evidence means.
+    pub sampled_categories: usize,
+    pub features: FeatureSettings,
+}
+
+impl Default for InterestSettings {
+    fn default() -> Self {
+        Self {
+            epochs: 8,
+            patience: 2,
+            batch_size: 512,
+            learning_rate: 2e-3,
+            weight_decay: 1e-6,
+            embedding_l2: 1e-5,
+            dropout: 0.1,
+            embedding_dim: 8,
+            hidden: vec![32, 16],
+            threads: 2,
+            max_rows: 400_000,
+            sampled_categories: 3,
+            features: FeatureSettings::default(),
+        }
+    }
+}
+
+/// Refuses settings that no training can work with.
+fn refuse(section: &str, dropout: f64, learning_rate: f64, sizes: &[(&str, usize)]) -> Result<()> {
+    if let Some((name, _)) = sizes.iter().find(|(_, size)| *size == 0) {
+        return Err(Error::usage(format_args!("[{section}] {name} must be at least 1")));
+    }
+    if !(0.0..1.0).contains(&dropout) {
+        return Err(Error::usage(format_args!("[{section}] dropout = {dropout} must be at least 0 and below 1")));
+    }
+    if !(learning_rate > 0.0 && learning_rate.is_finite()) {
+        return Err(Error::usage(format_args!("[{section}] learning_rate = {learning_rate} must be above 0")));
+    }
+    Ok(())
+}
+
+/// Fewer positives than this do not bear a slope: the scores are only moved to the rate.
+const SLOPE_POSITIVES: usize = 30;
+
+/// A calibrator of logits for rows that training did not see: Platt's line; with few positives a shift; with one class nothing.
+fn calibrator(labels: &[bool], logits: &[f64]) -> Calibrator {
+    let positives = labels.iter().filter(|label| **label).count();
+    if positives.min(labels.len() - positives) == 0 {
+        return Calibrator::Identity;
+    }
+    let scores: Vec<f64> = logits.iter().map(|x| sigmoid(*x)).collect();
+    let fitted = Calibrator::platt(labels, &scores);
+    match fitted {
+        // A falling line is noise: it would turn the ranking around.
+        Calibrator::Platt { slope, intercept } if positives >= SLOPE_POSITIVES && slope > 0.0 => {
+            Calibrator::Platt { slope: rounded(slope), intercept: rounded(intercept) }
+        }
+        _ => Calibrator::Platt { slope: 1.0, intercept: rounded(shift(logits, positives as f64)) },
+    }
+}
+
+/// What to add to every logit so that the probabilities sum to `total`, by bisection.
+fn shift(logits: &[f64], total: f64) -> f64 {
+    let (mut low, mut high) = (-40.0, 40.0);
+    for _ in 0..60 {
+        let middle = (low + high) / 2.0;
+        let sum: f64 = logits.iter().map(|x| sigmoid(x + middle)).sum();
+        if sum < total { low = middle } else { high = middle }
+    }
+    (low + high) / 2.0
+}
+
+/// Nine decimals: what survives the way through JSON bit by bit.
+fn rounded(x: f64) -> f64 {
+    (x * 1e9).round() / 1e9
+}
+
+fn sigmoid(logit: f64) -> f64 {
+    1.0 / (1.0 + (-logit).exp())
+}
+
+fn logit(p: f64) -> f64 {
+    let p = p.clamp(1e-12, 1.0 - 1e-12);
+    (p / (1.0 - p)).ln()
+}
+
+/// The rate of `positives` in `rows` with one more row, half a positive: never 0 or 1.
+fn smoothed_rate(positives: usize, rows: usize) -> f64 {
+    (positives as f64 + 0.5) / (rows as f64 + 1.0)
+}

@@ -1,1 +1,58 @@
+//! Measurement: how good a model, a table or an arm is, and how sure of it one may be. Pure functions on columns, which every stage
+//! may call; nothing here reads a clock, and what is random is a hash of its seed.
 //!
+//! A statistic that the data do not determine is `None`, never NaN: the facts go into JSON. Columns of one table have one length;
+//! anything else is a bug and panics.
+
+pub mod ab;
+pub mod bootstrap;
+pub mod calibration;
+mod distribution;
+pub mod metrics;
+pub mod ope;
+
+use serde::{Deserialize, Serialize};
+
+/// A two-sided confidence interval.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq)]
+pub struct Interval {
+    pub low: f64,
+    pub high: f64,
+}
+
+impl Interval {
+    /// `value` give or take `half`; none where either is not a number.
+    fn around(value: f64, half: f64) -> Option<Self> {
+        let (low, high) = (value - half, value + half);
+        (low.is_finite() && high.is_finite()).then_some(Self { low, high })
+    }
+}
+
+/// A number and how sure of it one may be.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq)]
+pub struct Estimate {
+    pub value: f64,
+    pub interval: Option<Interval>,
+}
+
+fn finite(value: f64) -> Option<f64> {
+    value.is_finite().then_some(value)
+}
+
+fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len() as f64
+}
+
+/// Sample covariance (divisor n - 1) of two columns.
+fn covariance(a: &[f64], b: &[f64]) -> f64 {
+    assert_eq!(a.len(), b.len(), "columns of one table");
+    let (mean_a, mean_b) = (mean(a), mean(b));
+    a.iter().zip(b).map(|(a, b)| (a - mean_a) * (b - mean_b)).sum::<f64>() / (a.len() as f64 - 1.0)
+}
+
+/// Row numbers by ascending value.
+fn order(values: &[f64]) -> Vec<usize> {
+    let mut rows: Vec<usize> = (0..values.len()).collect();
+    rows.sort_unstable_by(|&a, &b| values[a].total_cmp(&values[b]));
+    rows
+}

@@ -1,1 +1,14 @@
-fn main() {}
+//! One binary of integration tests, so that the dependencies are linked once.
+
+mod bad_input;
+mod generate;
+mod k8s;
+mod layers;
+mod model;
+mod night;
+mod report;
+mod s3;
+mod shop;
+mod sql_room;
+mod statistics;
+mod targeting;

@@ -3,7 +3,7 @@
 -- owner: ads-science
 SELECT
     ad_id,
-    item_feature_0,  -- standardised by the publisher
+    item_feature_0,  -- standardised by the publisher; NULL = not given
     item_feature_2,  -- hashed
     item_feature_3   -- hashed
 FROM ads

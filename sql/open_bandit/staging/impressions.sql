@@ -2,13 +2,13 @@
 -- grain: impression_id
 -- owner: data-platform
 SELECT
-    impression_id,  -- policy and running number
-    user_id,        -- context
-    ad_id,          -- item
+    impression_id,         -- policy and running number
+    user_id,               -- context
+    ad_id,                 -- item
     occurred_at,
-    position,       -- 1 left, 2 centre, 3 right
+    position,              -- 1 left, 2 centre, 3 right
     clicked,
-    propensity,     -- P(item | position) of the logging policy
-    arm,            -- logging policy: random, bts
-    arm AS policy_version
+    propensity,            -- P(item | position) of the logging policy
+    arm,                   -- logging policy: random, bts
+    arm AS policy_version  -- a policy of these logs has one version
 FROM contexts

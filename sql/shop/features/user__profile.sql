@@ -4,6 +4,6 @@
 SELECT
     user_id,
     region,                                                                            -- name; NULL = not given
-    DATE_PART('epoch', $as_of - registered_at) / 86400.0 AS days_since_registration    -- days
+    DATE_PART('epoch', $as_of - registered_at) / 86400.0 AS days_since_registration    -- days; NULL = not known
 FROM users
-WHERE registered_at < $as_of
+WHERE registered_at < $as_of OR registered_at IS NULL

@@ -1,0 +1,73 @@
+//! The night at scale: generates a shop, runs the whole job on it and prints rows, seconds and peak memory by stage.
+//!
+//! `cargo bench --bench night -- [users] [days]`, by default 100,000 users over 28 days: about ten million rows of logs. The shop is
+//! kept in the target folder and made once; what the night wrote is removed first, so that every step is done.
+
+use chrono::NaiveDate;
+use nightmarket::generate;
+use nightmarket::pipeline::{self, Stage};
+use nightmarket::platform::catalog::Catalog;
+use nightmarket::platform::pseudonym::Key;
+use nightmarket::platform::run::Run;
+use nightmarket::platform::storage::Store;
+use nightmarket::spec::Spec;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Instant;
+
+#[tokio::main]
+#[expect(clippy::print_stdout, reason = "a bench prints its table")]
+async fn main() -> nightmarket::error::Result<()> {
+    tracing_subscriber::fmt().with_env_filter("nightmarket=info").with_writer(std::io::stderr).init();
+    let mut numbers = std::env::args().skip(1).filter_map(|argument| argument.parse::<u64>().ok());
+    let (users, days) = (numbers.next().unwrap_or(100_000), numbers.next().unwrap_or(28));
+    let date = NaiveDate::from_ymd_opt(2026, 11, 22).expect("a date");
+    let target = std::env::var("CARGO_TARGET_DIR").unwrap_or_else(|_| "target".to_owned());
+    let root = format!("{target}/bench/{users}x{days}");
+
+    let raw = Store::open(&format!("{root}/raw"))?;
+    if raw.get_optional("_world.json").await?.is_none() {
+        reset_peak();
+        let started = Instant::now();
+        let summary = generate::generate(&raw, &generate::Plan { users, days, seed: 7, until: date }).await?;
+        println!("{summary}");
+        println!("generated in {:.1} s, peak {} MiB\n", started.elapsed().as_secs_f64(), peak_mib());
+    }
+
+    let _ = std::fs::remove_dir_all(format!("{root}/out"));
+    let mut spec = Spec::read(Path::new("jobs/shop.toml"))?;
+    spec.engine.buckets = usize::try_from(users / 10_000).unwrap_or(1).max(4);
+    let out = Store::open(&format!("{root}/out"))?;
+    let run = Run::new(spec.job()?, date, raw, out, Catalog::load(Path::new(&spec.sql))?, spec.engine.clone());
+    let key = Key::new("the key of the bench", 1)?;
+    reset_peak();
+    let started = Instant::now();
+    let facts = pipeline::run(&run, &spec, &key, Stage::Report).await?;
+    let total = started.elapsed().as_secs_f64();
+
+    let mut stages: BTreeMap<String, (usize, f64)> = BTreeMap::new();
+    for timing in &facts.timings {
+        let stage = timing.stage.split("/dt=").next().unwrap_or_default().split('/').next().unwrap_or_default();
+        let entry = stages.entry(stage.to_owned()).or_default();
+        *entry = (entry.0 + 1, entry.1 + timing.seconds);
+    }
+    println!("| stage | steps | seconds |\n|---|---|---|");
+    for (stage, (steps, seconds)) in &stages {
+        println!("| {stage} | {steps} | {seconds:.1} |");
+    }
+    println!("| whole night | | {total:.1} |\n\npeak memory {} MiB, {} cores\n", peak_mib(), std::thread::available_parallelism().map_or(0, |n| n.get()));
+    println!("{}", pipeline::summary(&facts)?);
+    Ok(())
+}
+
+/// Lets the kernel's record of the highest memory start anew (Linux); elsewhere the record is of the whole process.
+fn reset_peak() {
+    let _ = std::fs::write("/proc/self/clear_refs", "5");
+}
+
+/// Highest resident memory since then, MiB; 0 where the system does not say.
+fn peak_mib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok()).map_or(0, |kib| kib / 1024)
+}

@@ -1,0 +1,170 @@
+//! What the night found, section by section: the JSON behind the report, and the ten lines a person reads first.
+
+use super::learning::{Judged, ModelFacts};
+use super::serving::Movers;
+use crate::admit::Admission;
+use crate::dataset::DatasetFacts;
+use crate::evaluate::EvaluationFacts;
+use crate::features::{FeatureFacts, Snapshots};
+use crate::ingest::{IngestFacts, Staged};
+use crate::platform::run::{Done, GIT_SHA, Run, Timing, VERSION};
+use crate::publish::PublishFacts;
+use crate::statistics::ope;
+use chrono::{DateTime, NaiveDate, Utc};
+use serde::Serialize;
+use serde_json::Value;
+
+/// Everything the report shows. Only `timings` differs between two runs of the same night.
+#[derive(Serialize)]
+pub struct Facts {
+    pub run: RunFacts,
+    pub ingest: Option<IngestFacts>,
+    pub features: Vec<FeatureFacts>,
+    pub dataset: Option<Datasets>,
+    pub model: Option<ModelFacts>,
+    pub gate: Option<Judged>,
+    pub segments: Option<Value>,
+    pub targeting: Option<Value>,
+    pub admit: Option<Admission>,
+    pub off_policy: Option<ope::Evaluation>,
+    pub publish: Option<PublishFacts>,
+    pub evaluate: Option<EvaluationFacts>,
+    pub movers: Option<Movers>,
+    /// Stages and tables left out, each with its reason.
+    pub skipped: Vec<String>,
+    pub timings: Vec<Timing>,
+    /// Where the report of these facts lies.
+    #[serde(skip)]
+    pub report: Option<String>,
+}
+
+#[derive(Serialize)]
+pub struct RunFacts {
+    pub job: String,
+    pub date: NaiveDate,
+    pub as_of: DateTime<Utc>,
+    pub cut_off: DateTime<Utc>,
+    pub timezone: String,
+    pub seed: u64,
+    pub version: &'static str,
+    pub git_sha: &'static str,
+    pub policy_version: Option<String>,
+}
+
+#[derive(Serialize)]
+pub struct Datasets {
+    pub response: DatasetFacts,
+    pub interest: Option<DatasetFacts>,
+}
+
+impl Facts {
+    pub(super) fn new(run: &Run) -> Self {
+        let job = &run.job;
+        let facts = RunFacts {
+            job: job.name.clone(),
+            date: run.date,
+            as_of: run.as_of(),
+            cut_off: run.cut_off(),
+            timezone: job.timezone.name().to_owned(),
+            seed: job.seed,
+            version: VERSION,
+            git_sha: GIT_SHA,
+            policy_version: None,
+        };
+        Self {
+            run: facts,
+            ingest: None,
+            features: Vec::new(),
+            dataset: None,
+            model: None,
+            gate: None,
+            segments: None,
+            targeting: None,
+            admit: None,
+            off_policy: None,
+            publish: None,
+            evaluate: None,
+            movers: None,
+            skipped: Vec::new(),
+            timings: Vec::new(),
+            report: None,
+        }
+    }
+
+    pub(super) fn ingested(&mut self, staged: &Staged, policy_version: &str) {
+        self.run.policy_version = Some(policy_version.to_owned());
+        self.skipped.extend(staged.facts.skipped.iter().cloned());
+        if staged.people.is_none() {
+            self.skipped.push("clustering by user, GAUC, per-user caps and user history: the rows belong to no persons".to_owned());
+        }
+        if !staged.has("events") {
+            self.skipped.push("interest model: there are no events; interests come from responses to ads".to_owned());
+        }
+        if !staged.has("campaigns") {
+            self.skipped.push("budgets: there are no campaigns".to_owned());
+        }
+        self.ingest = Some(staged.facts.clone());
+    }
+
+    pub(super) fn featured(&mut self, snapshots: &Snapshots) {
+        self.skipped.extend(snapshots.skipped.iter().cloned());
+        self.features = snapshots.facts();
+    }
+
+    pub(super) fn prepared(&mut self, response: &Done<DatasetFacts>, interest: Option<&Done<DatasetFacts>>) {
+        self.dataset = Some(Datasets { response: response.facts.clone(), interest: interest.map(|done| done.facts.clone()) });
+    }
+}
+
+/// The night in ten lines.
+pub fn summary(facts: &Facts) -> Result<String, serde_json::Error> {
+    let json = serde_json::to_value(facts)?;
+    let text = |path: &str| json.pointer(path).map_or("-".to_owned(), |value| value.as_str().map_or_else(|| value.to_string(), str::to_owned));
+    let sum = |list: &str, key: &str| {
+        let rows = json.pointer(list).and_then(Value::as_array);
+        rows.into_iter().flatten().filter_map(|row| row[key].as_f64()).sum::<f64>()
+    };
+    let count = |list: &str| json.pointer(list).and_then(Value::as_array).map_or(0, Vec::len);
+    let find = |list: &str, key: &str, name: &str| {
+        json.pointer(list).and_then(Value::as_array).and_then(|rows| rows.iter().find(|row| row[key] == name)).cloned().unwrap_or_default()
+    };
+    let score = |name: &str| {
+        let row = find("/gate/scores", "name", name);
+        match (row["auc"].as_f64(), row["logloss"].as_f64()) {
+            (auc, Some(logloss)) => format!("{name} AUC {} logloss {logloss:.5}", auc.map_or("-".into(), |auc| format!("{auc:.4}"))),
+            _ => format!("{name} -"),
+        }
+    };
+    let splits = |name: &str| {
+        let row = find("/dataset/response/splits", "name", name);
+        format!("{} {} ({} clicks)", name, row["rows"], row["clicks"])
+    };
+    let rate = |arm: &str| {
+        let row = find("/evaluate/arms", "arm", arm);
+        let ctr = row["metrics"].as_array().and_then(|metrics| metrics.iter().find(|metric| metric["name"] == "ctr")).cloned();
+        let value = ctr.and_then(|ctr| ctr["value"].as_f64());
+        value.map(|value| format!("{arm} {:.2} % of {}", 100.0 * value, row["impressions"]))
+    };
+    let arms: Vec<String> = json.pointer("/evaluate/arms").and_then(Value::as_array).into_iter().flatten().filter_map(|row| rate(row["arm"].as_str()?)).collect();
+    let dropped = sum("/ingest/tables", "dropped_suppressed") + sum("/ingest/tables", "dropped_no_consent");
+    let seconds: f64 = facts.timings.iter().map(|timing| timing.seconds).sum();
+    let lines = [
+        format!("{} {}: {} {}", text("/run/job"), text("/run/date"), text("/publish/state"), text("/publish/reason")),
+        format!("input      {} raw rows in {} tables; {dropped} rows of suppressed or unconsenting people dropped", sum("/ingest/raw", "rows"), count("/ingest/raw")),
+        format!("features   {} snapshots, {} rows", count("/features"), sum("/features", "rows")),
+        format!("examples   {}; {}; {}", splits("train"), splits("valid"), splits("test")),
+        format!("model      {}; {}; {}", score("challenger"), score("baseline"), score("champion")),
+        format!("gate       {}: {}", text("/gate/kind"), text("/gate/reason")),
+        format!("segments   {} segments, {} users released", count("/segments/segments"), text("/segments/users_released")),
+        format!(
+            "targeting  {} campaigns, {} impressions planned, {} of {} budget",
+            count("/targeting/campaigns"),
+            sum("/targeting/campaigns", "planned_impressions"),
+            sum("/targeting/campaigns", "planned_spend").round(),
+            sum("/targeting/campaigns", "budget").round()
+        ),
+        format!("measured   {} CTR: {}", text("/evaluate/policy_version"), if arms.is_empty() { "nothing served yet".to_owned() } else { arms.join(", ") }),
+        format!("report     {} ({seconds:.0} s; {} skipped)", facts.report.as_deref().unwrap_or("-"), facts.skipped.len()),
+    ];
+    Ok(lines.join("\n"))
+}

@@ -1,0 +1,204 @@
+//! Examples -> a trained, judged and chosen model, each kept as an artefact that the next night can load.
+
+use crate::dataset::DatasetFacts;
+use crate::error::{Context, Result};
+use crate::gate::{self, Contest, Verdict};
+use crate::ingest::Staged;
+use crate::model::{Artifact, Interest, InterestExamples, Response, interest, response};
+use crate::platform::run::{Done, Run, Step};
+use crate::platform::storage::Store;
+use crate::publish::Commit;
+use crate::spec::Spec;
+use crate::statistics::metrics::{self, ReliabilityBin};
+use crate::types::column;
+use arrow::array::{Array, BooleanArray, StringArray};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use xxhash_rust::xxh3::xxh3_64;
+
+/// What training found, as the report shows it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ModelFacts {
+    pub response: Value,
+    pub interest: Option<Value>,
+}
+
+/// Tonight's models.
+pub struct Learned {
+    /// Of the artefacts, relative to the output root.
+    pub folder: String,
+    pub network: Response,
+    pub baseline: Response,
+    pub interest: Option<Interest>,
+    pub facts: ModelFacts,
+}
+
+const NETWORK: &str = "network";
+const BASELINE: &str = "baseline";
+const INTEREST: &str = "interest";
+
+/// Trains the network, the baseline and, where there are events, the interest model; or loads what an earlier run trained.
+pub async fn learn(
+    run: &Run,
+    spec: &Spec,
+    staged: &Staged,
+    examples: &Done<DatasetFacts>,
+    interest_examples: Option<&Done<DatasetFacts>>,
+) -> Result<Learned> {
+    let inputs = json!({
+        "model": spec.model,
+        "interest": spec.interest,
+        "seed": run.job.seed,
+        "examples": examples.key,
+        "interest_examples": interest_examples.map(|done| &done.key),
+        "categories": staged.key("categories"),
+    });
+    let done = run
+        .step(&format!("model/dt={}", run.date), &inputs, async |step: &Step| {
+            let (train, valid) = (examples.store.read_parquet("train.parquet").await?, examples.store.read_parquet("valid.parquet").await?);
+            let models = response::train(&spec.model, &train, &valid, run.job.seed)?;
+            drop((train, valid));
+            put(step, NETWORK, &models.network.to_artifact()?).await?;
+            put(step, BASELINE, &models.baseline.to_artifact()?).await?;
+            let mut facts = ModelFacts { response: serde_json::to_value(&models.facts)?, interest: None };
+            if let Some(done) = interest_examples {
+                let (train, valid) = (interest_split(run, staged, done, "train").await?, interest_split(run, staged, done, "valid").await?);
+                let (interest, found) = interest::train(&spec.interest, &train, &valid, run.job.seed)?;
+                put(step, INTEREST, &interest.to_artifact()?).await?;
+                facts.interest = Some(serde_json::to_value(&found)?);
+            }
+            Ok(facts)
+        })
+        .await?;
+    Ok(Learned {
+        folder: format!("model/dt={}/{}", run.date, done.key),
+        network: Response::from_artifact(&artifact(&done.store, NETWORK).await?)?,
+        baseline: Response::from_artifact(&artifact(&done.store, BASELINE).await?)?,
+        interest: match interest_examples {
+            Some(_) => Some(Interest::from_artifact(&artifact(&done.store, INTEREST).await?)?),
+            None => None,
+        },
+        facts: done.facts,
+    })
+}
+
+async fn interest_split(run: &Run, staged: &Staged, done: &Done<DatasetFacts>, split: &str) -> Result<InterestExamples> {
+    Ok(InterestExamples {
+        users: done.store.read_parquet(&format!("{split}_users.parquet")).await?,
+        pairs: done.store.read_parquet(&format!("{split}_pairs.parquet")).await?,
+        labels: done.store.read_parquet(&format!("{split}_labels.parquet")).await?,
+        categories: super::serving::table(run, staged, "categories").await?,
+    })
+}
+
+async fn put(step: &Step, name: &str, artifact: &Artifact) -> Result<()> {
+    for (file, bytes) in artifact.to_files()? {
+        step.put(&format!("{name}/{file}"), bytes).await?;
+    }
+    Ok(())
+}
+
+async fn artifact(store: &Store, name: &str) -> Result<Artifact> {
+    let folder = store.child(name);
+    let mut files = BTreeMap::new();
+    for object in folder.list("").await? {
+        files.insert(object.path.clone(), folder.get(&object.path).await?);
+    }
+    Artifact::from_files(&files).with_context(|| format!("model {}", folder.locate("")))
+}
+
+/// The model that serves now, when there is one and it can still be loaded.
+pub async fn champion(run: &Run, previous: Option<&Commit>, skipped: &mut Vec<String>) -> Result<Option<Champion>> {
+    let Some(folder) = previous.and_then(|commit| commit.model.clone()) else { return Ok(None) };
+    let (parent, name) = folder.rsplit_once('/').unwrap_or(("", &folder));
+    let loaded = artifact(&run.output.child(parent), name).await.and_then(|artifact| Response::from_artifact(&artifact));
+    match loaded {
+        Ok(response) => Ok(Some(Champion { folder, response })),
+        Err(error) => {
+            tracing::warn!(%error, "the serving model cannot be loaded: there is no champion tonight");
+            skipped.push(format!("champion: {error}"));
+            Ok(None)
+        }
+    }
+}
+
+/// The model of the table that serves now.
+pub struct Champion {
+    pub folder: String,
+    pub response: Response,
+}
+
+/// The gate's verdict with what the report draws beside it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Judged {
+    #[serde(flatten)]
+    pub verdict: Verdict,
+    /// Of the serving model on the gate's day.
+    pub reliability: Vec<ReliabilityBin>,
+}
+
+/// Lets tonight's network, the baseline and the champion compete on the latest mature day.
+pub async fn judge(
+    run: &Run,
+    spec: &Spec,
+    examples: &Done<DatasetFacts>,
+    learned: &Learned,
+    champion: Option<&Champion>,
+    persons: bool,
+) -> Result<Judged> {
+    let inputs = json!({
+        "settings": spec.gate,
+        "seed": run.job.seed,
+        "examples": examples.key,
+        "model": learned.folder,
+        "champion": champion.map(|champion| &champion.folder),
+        "persons": persons,
+    });
+    let done = run
+        .step(&format!("gate/dt={}", run.date), &inputs, async |_: &Step| {
+            let test = examples.store.read_parquet("test.parquet").await?;
+            let labels: Vec<bool> = column::<BooleanArray>(&test, "clicked")?.iter().map(|clicked| clicked.unwrap_or(false)).collect();
+            let users: Vec<u64> = match persons {
+                true => column::<StringArray>(&test, "user_id")?.iter().map(|user| xxh3_64(user.unwrap_or_default().as_bytes())).collect(),
+                false => (0..labels.len() as u64).collect(),
+            };
+            let challenger = learned.network.score_logged(&test)?.p_click;
+            let baseline = learned.baseline.score_logged(&test)?.p_click;
+            // A champion that wants a feature nobody computes any more cannot defend its title.
+            let champion = champion.and_then(|champion| match champion.response.score_logged(&test) {
+                Ok(scores) => Some(scores.p_click),
+                Err(error) => {
+                    tracing::warn!(%error, "the serving model cannot score tonight's examples");
+                    None
+                }
+            });
+            let contest = Contest { labels: &labels, users: &users, challenger: &challenger, baseline: &baseline, champion: champion.as_deref() };
+            let verdict = gate::decide(&spec.gate, &contest, run.job.seed)?;
+            let serving = match verdict.serving {
+                gate::Contestant::Challenger => &challenger,
+                gate::Contestant::Baseline => &baseline,
+                gate::Contestant::Champion => champion.as_ref().unwrap_or(&baseline),
+            };
+            Ok(Judged { reliability: metrics::reliability(&labels, serving, 15), verdict })
+        })
+        .await?;
+    Ok(done.facts)
+}
+
+/// What scores tonight.
+pub struct Chosen {
+    /// Of the response model, relative to the output root.
+    pub folder: String,
+    pub response: Response,
+    pub interest: Option<Interest>,
+}
+
+pub fn choose(judged: &Judged, learned: Learned, champion: Option<Champion>) -> Result<Chosen> {
+    let (folder, response) = match (judged.verdict.serving, champion) {
+        (gate::Contestant::Champion, Some(champion)) => (champion.folder, champion.response),
+        (gate::Contestant::Challenger, _) => (format!("{}/{NETWORK}", learned.folder), learned.network),
+        _ => (format!("{}/{BASELINE}", learned.folder), learned.baseline),
+    };
+    Ok(Chosen { folder, response, interest: learned.interest })
+}

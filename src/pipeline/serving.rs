@@ -1,0 +1,328 @@
+//! A chosen model -> tonight's tables, checked against their rules and last night's.
+
+use super::learning::Chosen;
+use crate::admit::{self, Proposal};
+use crate::dataset;
+use crate::error::Result;
+use crate::evaluate;
+use crate::features::Snapshots;
+use crate::ingest::Staged;
+use crate::platform::engine;
+use crate::platform::run::{Done, Run, Step};
+use crate::publish::{Commit, Tables};
+use crate::segments;
+use crate::spec::Spec;
+use crate::statistics::ope;
+use crate::targeting::{self, tables::Stamp, value};
+use crate::types::{column, optional_column};
+use arrow::array::{Array, ArrayRef, BooleanArray, Float64Array, Int64Array, RecordBatch, StringArray};
+use arrow::compute::{concat_batches, filter_record_batch};
+use chrono::Days;
+use serde::Serialize;
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// Names tonight's table by everything that decides it: `shop-2026-11-22-1a2b3c4d`.
+pub fn policy_version(run: &Run, spec: &Spec, staged: &Staged, previous: Option<&Commit>) -> String {
+    let decisive = json!({
+        "job": run.job.name,
+        "date": run.date,
+        "inputs": staged.fingerprint,
+        "sql": run.catalog.queries().map(|query| (&query.name, &query.sha256)).collect::<BTreeMap<_, _>>(),
+        "spec": spec.decisive(),
+        "previous": previous.map(|commit| &commit.policy_version),
+        "program": crate::platform::run::VERSION,
+    });
+    let hash = crate::platform::storage::sha256(decisive.to_string().as_bytes());
+    format!("{}-{}-{}", run.job.name, run.date, &hash[..8])
+}
+
+/// A canonical table as known tonight.
+pub async fn table(run: &Run, staged: &Staged, name: &str) -> Result<RecordBatch> {
+    let context = staged.as_of(run, run.date, None, [name])?;
+    engine::collect(context.table(name).await?).await
+}
+
+/// Users by interest: scores, labels, segments above the floor.
+pub async fn segments(
+    run: &Run,
+    spec: &Spec,
+    staged: &Staged,
+    snapshots: &Snapshots,
+    chosen: &Chosen,
+    previous: Option<&Commit>,
+) -> Result<Done<Value>> {
+    let eligible = staged.people.as_ref().map(|people| &people.target);
+    let inputs = json!({
+        "settings": spec.segments,
+        "snapshots": snapshots.keys(run.date),
+        "model": chosen.folder,
+        "categories": staged.key("categories"),
+        "consents": staged.key("consents"),
+        "suppressions": staged.key("suppressions"),
+        "previous": previous.map(|commit| &commit.tables),
+    });
+    run.step(&format!("segments/dt={}", run.date), &inputs, async |step: &Step| {
+        let scores = match &chosen.interest {
+            Some(interest) => {
+                let mut batches = Vec::new();
+                for bucket in 0..run.engine.buckets {
+                    let users = dataset::user_rows(run, snapshots, run.date, Some(bucket)).await?;
+                    let pairs = dataset::pairs(run, snapshots, run.date, Some(bucket), &users).await?;
+                    batches.push(interest.score(&users, &pairs)?);
+                }
+                concat_batches(&batches[0].schema(), &batches)?
+            }
+            None => interest_from_responses(run, staged, snapshots, chosen).await?,
+        };
+        let previous = match previous {
+            Some(commit) => Some(run.output.child(&commit.tables).read_parquet("user_segments.parquet").await?),
+            None => None,
+        };
+        let weights = rows_by_context(run, staged).await?;
+        let categories = table(run, staged, "categories").await?;
+        let inputs =
+            segments::Inputs { scores: &scores, categories: &categories, eligible, previous: previous.as_ref(), weights: weights.as_ref() };
+        let found = segments::segment(&spec.segments, &inputs)?;
+        step.write_table("segments.parquet", &found.segments).await?;
+        step.write_table("user_segments.parquet", &found.user_segments).await?;
+        step.write_table("labels_before_floor.parquet", &found.labels_before_floor).await?;
+        Ok(serde_json::to_value(&found.facts)?)
+    })
+    .await
+}
+
+/// Without events, a user's interest in a category is the mean response expected to its ads.
+async fn interest_from_responses(run: &Run, staged: &Staged, snapshots: &Snapshots, chosen: &Chosen) -> Result<RecordBatch> {
+    let users = dataset::user_rows(run, snapshots, run.date, None).await?;
+    let ads = table(run, staged, "ads").await?;
+    let ads: Vec<String> = column::<StringArray>(&ads, "ad_id")?.iter().flatten().map(str::to_owned).collect();
+    let nowhere: ArrayRef = Arc::new(StringArray::from(vec![""; users.num_rows()]));
+    let users = RecordBatch::try_from_iter([("user_id", users["user_id"].clone()), ("segment_id", nowhere)])?;
+    let candidates = dataset::candidates(run, staged, snapshots, &users, &ads).await?;
+    let p_click = chosen.response.score(&candidates)?.p_click;
+    let (user, category) = (column::<StringArray>(&candidates, "user_id")?, column::<StringArray>(&candidates, "category_id")?);
+    let rows = (0..candidates.num_rows()).filter(|&row| category.is_valid(row));
+    segments::interest_from_response(rows.map(|row| (user.value(row), category.value(row), p_click[row])))
+}
+
+/// Rows a context stands for, where rows belong to no persons; `None` where a user is one.
+async fn rows_by_context(run: &Run, staged: &Staged) -> Result<Option<BTreeMap<String, u64>>> {
+    if staged.people.is_some() {
+        return Ok(None);
+    }
+    let context = staged.as_of(run, run.date, None, ["impressions"])?;
+    let sql = "SELECT user_id, COUNT(*) AS n FROM impressions WHERE user_id IS NOT NULL GROUP BY user_id";
+    let rows = engine::collect(engine::plan_sql(&context, sql, run.as_of()).await?).await?;
+    let (users, counts) = (column::<StringArray>(&rows, "user_id")?, column::<Int64Array>(&rows, "n")?);
+    Ok(Some((0..rows.num_rows()).map(|row| (users.value(row).to_owned(), counts.value(row).unsigned_abs())).collect()))
+}
+
+/// Days of impressions from which tomorrow's opportunities are expected.
+const SUPPLY_DAYS: u64 = 7;
+/// Users scored against every ad at a time: bounds memory.
+const USERS_A_BATCH: usize = 500;
+
+/// Segments x ads: expected value, allocation under budgets and caps, arms.
+pub async fn targeting(
+    run: &Run,
+    spec: &Spec,
+    staged: &Staged,
+    snapshots: &Snapshots,
+    chosen: &Chosen,
+    segmented: &Done<Value>,
+    policy_version: &str,
+) -> Result<Done<Value>> {
+    let inputs = json!({
+        "settings": spec.targeting,
+        "floor": spec.segments.floor,
+        "seed": run.job.seed,
+        "policy_version": policy_version,
+        "segments": segmented.key,
+        "snapshots": snapshots.keys(run.date),
+        "model": chosen.folder,
+        "ads": staged.key("ads"),
+        "campaigns": staged.key("campaigns"),
+        "impressions": staged.key("impressions"),
+    });
+    run.step(&format!("targeting/plan/dt={}", run.date), &inputs, async |step: &Step| {
+        let stamp = stamp(run, policy_version);
+        let ads = table(run, staged, "ads").await?;
+        let campaigns = if staged.has("campaigns") { Some(table(run, staged, "campaigns").await?) } else { None };
+        let user_segments = segmented.store.read_parquet("user_segments.parquet").await?;
+        let primary = segments::primary_users(&user_segments)?;
+        let offers = value::offers(&ads, campaigns.as_ref(), stamp.valid_from, stamp.valid_to)?;
+        let ad_ids: Vec<String> = offers.iter().map(|offer| offer.ad_id.clone()).collect();
+        let sampled = value::sample(&primary, spec.targeting.max_users_scored_per_segment, run.job.seed)?;
+        let mut scores = value::Scores::default();
+        for start in (0..sampled.num_rows()).step_by(USERS_A_BATCH) {
+            let users = sampled.slice(start, USERS_A_BATCH.min(sampled.num_rows() - start));
+            let candidates = dataset::candidates(run, staged, snapshots, &users, &ad_ids).await?;
+            scores.add(&scored(&candidates, chosen)?)?;
+        }
+        let outcomes = value::outcomes(&conversions(run, staged).await?)?;
+        let supply = targeting::expected_supply(&primary, &impressions(run, staged, SUPPLY_DAYS).await?, SUPPLY_DAYS)?;
+        let weights = rows_by_context(run, staged).await?;
+        let inputs = targeting::Inputs {
+            stamp,
+            ads: &ads,
+            campaigns: campaigns.as_ref(),
+            user_segments: &user_segments,
+            weights: weights.as_ref(),
+            supply: &supply,
+            scores: &scores,
+            outcomes: &outcomes,
+            floor: spec.segments.floor,
+        };
+        let decided = targeting::decide(&spec.targeting, &inputs)?;
+        step.write_table("segment_ads.parquet", &decided.segment_ads).await?;
+        step.write_table("shadow_ads.parquet", &decided.shadow_ads).await?;
+        Ok(serde_json::to_value(&decided.facts)?)
+    })
+    .await
+}
+
+/// The table serves the local day after the run date.
+fn stamp(run: &Run, policy_version: &str) -> Stamp {
+    Stamp {
+        run_date: run.date,
+        policy_version: policy_version.to_owned(),
+        valid_from: run.as_of(),
+        valid_to: run.job.as_of(run.date + Days::new(1)),
+    }
+}
+
+fn scored(candidates: &RecordBatch, chosen: &Chosen) -> Result<RecordBatch> {
+    let scores = chosen.response.score(candidates)?;
+    let mut columns: Vec<(&str, ArrayRef)> = vec![
+        ("segment_id", candidates["segment_id"].clone()),
+        ("ad_id", candidates["ad_id"].clone()),
+        ("p_click", Arc::new(Float64Array::from(scores.p_click))),
+    ];
+    if let Some(p_conversion) = scores.p_conversion {
+        columns.push(("p_conversion", Arc::new(Float64Array::from(p_conversion))));
+    }
+    Ok(RecordBatch::try_from_iter(columns)?)
+}
+
+/// The conversions of the night's history: ad_id, converted, revenue?.
+async fn conversions(run: &Run, staged: &Staged) -> Result<RecordBatch> {
+    let context = staged.as_of(run, run.date, None, ["impressions"])?;
+    let has = |name: &str| staged.schema("impressions").is_some_and(|schema| schema.field_with_name(name).is_ok());
+    let sql = match (has("converted"), has("revenue")) {
+        (true, true) => "SELECT ad_id, converted, revenue FROM impressions WHERE converted ORDER BY impression_id",
+        (true, false) => "SELECT ad_id, converted FROM impressions WHERE converted ORDER BY impression_id",
+        (false, _) => "SELECT ad_id, FALSE AS converted FROM impressions WHERE FALSE",
+    };
+    engine::collect(engine::plan_sql(&context, sql, run.as_of()).await?).await
+}
+
+/// The canonical impressions of the last `days` local days, outcomes as known tonight.
+async fn impressions(run: &Run, staged: &Staged, days: u64) -> Result<RecordBatch> {
+    let context = staged.as_of(run, run.date, None, ["impressions"])?;
+    let start = run.job.as_of(run.day(days));
+    let rows = context.table("impressions").await?.filter(engine::before("occurred_at", start).is_false())?;
+    engine::collect(rows.sort(vec![datafusion::prelude::ident("impression_id").sort(true, true)])?).await
+}
+
+/// Today's impressions of people who consented to being measured.
+pub async fn impressions_to_measure(run: &Run, staged: &Staged) -> Result<RecordBatch> {
+    let rows = impressions(run, staged, 1).await?;
+    match &staged.people {
+        Some(people) => of_users(&rows, &people.measure),
+        None => Ok(rows),
+    }
+}
+
+fn of_users(rows: &RecordBatch, users: &BTreeSet<String>) -> Result<RecordBatch> {
+    let ids = column::<StringArray>(rows, "user_id")?;
+    let keep: BooleanArray = ids.iter().map(|id| Some(id.is_some_and(|id| users.contains(id)))).collect();
+    Ok(filter_record_batch(rows, &keep)?)
+}
+
+/// Tonight's four tables, read back from what was written.
+pub async fn tables(segmented: &Done<Value>, planned: &Done<Value>) -> Result<Tables> {
+    Ok(Tables {
+        segments: segmented.store.read_parquet("segments.parquet").await?,
+        user_segments: segmented.store.read_parquet("user_segments.parquet").await?,
+        segment_ads: planned.store.read_parquet("segment_ads.parquet").await?,
+        shadow_ads: planned.store.read_parquet("shadow_ads.parquet").await?,
+    })
+}
+
+/// What tonight's champion arm would have earned on the day that was logged, where propensities were.
+pub async fn off_policy(run: &Run, spec: &Spec, staged: &Staged, tables: &Tables) -> Result<Option<ope::Evaluation>> {
+    let logged = impressions_to_measure(run, staged).await?;
+    if logged.num_rows() == 0 || optional_column::<Float64Array>(&logged, "propensity")?.is_none() {
+        return Ok(None);
+    }
+    let targets = evaluate::champion_targets(&logged, &tables.user_segments, &tables.segment_ads)?;
+    evaluate::off_policy_value(&spec.evaluate, &logged, &targets, run.job.seed)
+}
+
+/// What the admission looks at.
+pub async fn proposal<'a>(spec: &Spec, staged: &Staged, tables: &Tables, off_policy: Option<&'a ope::Evaluation>) -> Result<Proposal<'a>> {
+    let sizes = column::<Int64Array>(&tables.segments, "size_released")?;
+    Ok(Proposal {
+        feasibility: targeting::tables::check(tables, staged.people.is_some())?,
+        smallest_segment: sizes.iter().flatten().filter(|size| *size > 0).map(i64::unsigned_abs).min(),
+        floor: spec.segments.floor,
+        propensity_sums: admit::propensity_sums(&tables.segment_ads)?,
+        off_policy,
+    })
+}
+
+/// What changed since the table that serves now, largest changes first.
+#[derive(Clone, Debug, Serialize)]
+pub struct Movers {
+    pub segments: Vec<Mover>,
+    pub ads: Vec<Mover>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct Mover {
+    pub id: String,
+    pub label: Option<String>,
+    /// Released users of a segment; planned impressions of an ad. Absent = the table did not have it.
+    pub before: Option<i64>,
+    pub after: Option<i64>,
+}
+
+const MOVERS_SHOWN: usize = 10;
+
+pub async fn movers(run: &Run, tables: &Tables, previous: Option<&Commit>) -> Result<Movers> {
+    let Some(previous) = previous else { return Ok(Movers { segments: Vec::new(), ads: Vec::new() }) };
+    let store = run.output.child(&previous.tables);
+    let (segments, ads) = (store.read_parquet("segments.parquet").await?, store.read_parquet("segment_ads.parquet").await?);
+    let labels = (column::<StringArray>(&tables.segments, "segment_id")?, column::<StringArray>(&tables.segments, "label")?);
+    let labels: BTreeMap<&str, &str> = labels.0.iter().zip(labels.1).filter_map(|(id, label)| id.zip(label)).collect();
+    Ok(Movers {
+        segments: changes(sums(&segments, "segment_id", "size_released")?, sums(&tables.segments, "segment_id", "size_released")?, &labels),
+        ads: changes(sums(&ads, "ad_id", "impressions_planned")?, sums(&tables.segment_ads, "ad_id", "impressions_planned")?, &BTreeMap::new()),
+    })
+}
+
+fn sums(rows: &RecordBatch, id: &str, amount: &str) -> Result<BTreeMap<String, i64>> {
+    let (ids, amounts) = (column::<StringArray>(rows, id)?, column::<Int64Array>(rows, amount)?);
+    let mut sums = BTreeMap::new();
+    for (id, amount) in ids.iter().zip(amounts) {
+        *sums.entry(id.unwrap_or_default().to_owned()).or_insert(0) += amount.unwrap_or(0);
+    }
+    Ok(sums)
+}
+
+fn changes(before: BTreeMap<String, i64>, after: BTreeMap<String, i64>, labels: &BTreeMap<&str, &str>) -> Vec<Mover> {
+    let ids: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
+    let mover = |id: &String| Mover {
+        id: id.clone(),
+        label: labels.get(id.as_str()).map(|&label| label.to_owned()),
+        before: before.get(id).copied(),
+        after: after.get(id).copied(),
+    };
+    let change = |mover: &Mover| mover.after.unwrap_or(0).abs_diff(mover.before.unwrap_or(0));
+    let mut movers: Vec<Mover> = ids.into_iter().map(mover).filter(|mover| change(mover) > 0).collect();
+    movers.sort_by(|a, b| change(b).cmp(&change(a)).then_with(|| a.id.cmp(&b.id)));
+    movers.truncate(MOVERS_SHOWN);
+    movers
+}

@@ -1,0 +1,306 @@
+//! Off-policy evaluation: what another policy would have earned, from rows that the logging policy chose and whose propensities it
+//! wrote down.
+//!
+//! One row is one decision: what it earned, the probability with which the logging policy chose it, and the probability with which the
+//! target policy would have. The verdict comes first: where the two policies have too little in common, every estimator still returns
+//! a number, and the number means nothing.
+
+use super::bootstrap::{self, Clusters};
+use super::{Estimate, Interval, ab, finite, mean};
+use crate::error::{Error, Result};
+use serde::{Deserialize, Serialize};
+
+/// The decisions, by column.
+#[derive(Clone, Copy, Debug)]
+pub struct Rounds<'a> {
+    pub rewards: &'a [f64],
+    /// P(chosen action) under the logging policy, in (0, 1].
+    pub propensities: &'a [f64],
+    /// P(the same action) under the target policy, in [0, 1].
+    pub targets: &'a [f64],
+    /// Hash of the user of each row.
+    pub users: &'a [u64],
+    /// A model of the reward, cross-fitted with folds split by user. Without it only the weighting estimators are computed.
+    pub model: Option<Model<'a>>,
+    /// Share of the target policy's mass on actions that the logging policy never takes; where it is not known it is read off the mean
+    /// weight, which falls short of 1 by that much.
+    pub unsupported: Option<f64>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Model<'a> {
+    /// q: predicted reward of the chosen action.
+    pub chosen: &'a [f64],
+    /// v: predicted reward under the target policy, sum of pi_e q over the actions.
+    pub target: &'a [f64],
+}
+
+/// How to evaluate.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq)]
+pub struct Plan {
+    pub replicates: usize,
+    pub alpha: f64,
+    /// The weight at which the clipped, the switching and the shrinking estimators limit a row. Lower: less variance, more bias.
+    pub clip: f64,
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Self { replicates: 500, alpha: 0.05, clip: 10.0 }
+    }
+}
+
+/// Metelli et al. (2021): the weight becomes w / (1 - l + l w).
+const SUB_GAUSSIAN: f64 = 0.1;
+
+/// Refusals: effective rows at least this many and this share of the rows, ...
+const MIN_EFFECTIVE_ROWS: f64 = 100.0;
+const MIN_EFFECTIVE_SHARE: f64 = 0.05;
+/// ... no row with more of the weight, no more of the target without support.
+const MAX_ROW_SHARE: f64 = 0.02;
+const MAX_UNSUPPORTED: f64 = 0.01;
+
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+pub struct Evaluation {
+    pub rows: u64,
+    pub users: u64,
+    /// Rows that the caller could not use: no propensity was logged, or the target shows nothing there.
+    pub rows_left_out: u64,
+    pub verdict: Verdict,
+    /// What the logging policy earned a row.
+    pub logged: Option<Estimate>,
+    /// What the target policy would have earned a row.
+    pub estimates: Vec<PolicyValue>,
+    pub diagnostics: Option<Diagnostics>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Verdict {
+    Identified,
+    NotIdentified { reason: String },
+}
+
+/// One estimator's answer.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq)]
+pub struct PolicyValue {
+    pub estimator: Estimator,
+    pub value: f64,
+    /// Percentile bootstrap by user.
+    pub interval: Option<Interval>,
+    /// Empirical Bernstein (Maurer and Pontil 2009) over users' sums, their range taken as observed: wider, and honest with few
+    /// rewards. None for ratios of sums.
+    pub bernstein: Option<Interval>,
+}
+
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq)]
+pub struct Diagnostics {
+    /// (sum w)^2 / sum w^2.
+    pub effective_rows: f64,
+    pub max_weight: f64,
+    /// Of the sum of weights, in the heaviest row.
+    pub max_weight_share: f64,
+    /// Of the sum of weights, above the clip.
+    pub clipped_mass: f64,
+    pub unsupported: f64,
+    /// Should be 1.
+    pub mean_weight: f64,
+    /// Its standard error, by user.
+    pub mean_weight_error: Option<f64>,
+    /// Whether it is, within three standard errors.
+    pub mean_weight_is_one: bool,
+}
+
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum Estimator {
+    Ips,
+    ClippedIps,
+    Snips,
+    SubGaussianIps,
+    Dm,
+    Dr,
+    Sndr,
+    SwitchDr,
+    Dros,
+    SubGaussianDr,
+}
+
+const WEIGHTING: [Estimator; 4] = [Estimator::Ips, Estimator::ClippedIps, Estimator::Snips, Estimator::SubGaussianIps];
+const MODELLED: [Estimator; 6] =
+    [Estimator::Dm, Estimator::Dr, Estimator::Sndr, Estimator::SwitchDr, Estimator::Dros, Estimator::SubGaussianDr];
+
+impl Evaluation {
+    /// The estimate to go by: doubly robust where there is a model of the reward, else self-normalised.
+    pub fn value(&self) -> Option<&PolicyValue> {
+        let of = |estimator| self.estimates.iter().find(|estimate| estimate.estimator == estimator);
+        of(Estimator::Dr).or_else(|| of(Estimator::Snips))
+    }
+
+    pub fn identified(&self) -> bool {
+        self.verdict == Verdict::Identified
+    }
+}
+
+/// The target policy's value by every estimator that the columns allow, with diagnostics and verdict.
+///
+/// # Errors
+/// `Contract` when a column has another length, a number is not finite, or a probability is none.
+pub fn evaluate(rounds: &Rounds<'_>, plan: &Plan, seed: u64) -> Result<Evaluation> {
+    check(rounds)?;
+    let clusters = Clusters::new(rounds.users);
+    let weights: Vec<f64> = rounds.targets.iter().zip(rounds.propensities).map(|(target, logged)| target / logged).collect();
+    let mut evaluation = Evaluation {
+        rows: weights.len() as u64,
+        users: clusters.len() as u64,
+        rows_left_out: 0,
+        verdict: Verdict::NotIdentified { reason: "there are no rows with a propensity".into() },
+        logged: None,
+        estimates: Vec::new(),
+        diagnostics: None,
+    };
+    if weights.is_empty() {
+        return Ok(evaluation);
+    }
+    let sums = clusters.sums(|row| sums_of_row(rounds, &weights, plan.clip, row));
+    let total = sums.iter().fold([0.0; SUMS], |total, sums| std::array::from_fn(|k| total[k] + sums[k]));
+    let plan_of_totals = bootstrap::Plan { replicates: plan.replicates, alpha: plan.alpha, seed };
+    let replicates = bootstrap::totals(&plan_of_totals, &clusters, &sums);
+    let interval = |statistic: &dyn Fn(&Sums) -> f64| {
+        bootstrap::percentile(&replicates.iter().map(|sums| finite(statistic(sums))).collect::<Vec<_>>(), plan.alpha)
+    };
+    let logged = |sums: &Sums| sums[REWARD] / sums[ROWS];
+    evaluation.logged = Some(Estimate { value: logged(&total), interval: interval(&logged) });
+    let modelled: &[Estimator] = if rounds.model.is_some() { &MODELLED } else { &[] };
+    for &estimator in WEIGHTING.iter().chain(modelled) {
+        if let Some(value) = finite(estimator.of(&total)) {
+            let interval = interval(&|sums| estimator.of(sums));
+            let bernstein = if estimator.is_mean() { bernstein(estimator, &sums, total[ROWS], value, plan.alpha) } else { None };
+            evaluation.estimates.push(PolicyValue { estimator, value, interval, bernstein });
+        }
+    }
+    let diagnostics = diagnose(&weights, &sums, plan.clip, rounds.unsupported);
+    evaluation.verdict = verdict(&diagnostics, weights.len() as f64);
+    evaluation.diagnostics = Some(diagnostics);
+    Ok(evaluation)
+}
+
+fn check(rounds: &Rounds<'_>) -> Result<()> {
+    let rows = rounds.rewards.len();
+    let mut columns = vec![rounds.rewards, rounds.propensities, rounds.targets];
+    columns.extend(rounds.model.iter().flat_map(|model| [model.chosen, model.target]));
+    if rounds.users.len() != rows || columns.iter().any(|column| column.len() != rows) {
+        return Err(Error::contract("off-policy columns are of different length"));
+    }
+    if let Some(row) = rounds.propensities.iter().position(|p| !(*p > 0.0 && *p <= 1.0)) {
+        let propensity = rounds.propensities[row];
+        return Err(Error::contract(format_args!("row {row} was logged with propensity {propensity}, which is not in (0, 1]"))
+            .action("log the probability with which the shown ad was chosen"));
+    }
+    // A target found by dividing sums may exceed 1 by a rounding error.
+    if let Some(row) = rounds.targets.iter().position(|p| !(*p >= 0.0 && *p <= 1.0 + 1e-9)) {
+        return Err(Error::contract(format_args!("row {row} has target probability {}, which is not in [0, 1]", rounds.targets[row])));
+    }
+    if columns.iter().any(|column| column.iter().any(|value| !value.is_finite())) {
+        return Err(Error::contract("an off-policy reward or prediction is not a finite number"));
+    }
+    Ok(())
+}
+
+/// What rows sum up to: every estimator is a function of these.
+type Sums = [f64; SUMS];
+const SUMS: usize = 11;
+const ROWS: usize = 0;
+const REWARD: usize = 1;
+const WEIGHT: usize = 2;
+const WEIGHTED: usize = 3;
+const CLIPPED: usize = 4;
+const SHRUNK: usize = 5;
+/// Of the model: v, then the residual r - q by weight, by weight up to the clip, by the optimistically shrunk and by the sub-Gaussian.
+const VALUE: usize = 6;
+const RESIDUAL: usize = 7;
+const SWITCHED: usize = 8;
+const OPTIMISTIC: usize = 9;
+const SHRUNK_RESIDUAL: usize = 10;
+
+fn sums_of_row(rounds: &Rounds<'_>, weights: &[f64], clip: f64, row: usize) -> Sums {
+    let (r, w) = (rounds.rewards[row], weights[row]);
+    let sub_gaussian = w / (1.0 - SUB_GAUSSIAN + SUB_GAUSSIAN * w);
+    let (q, v) = rounds.model.map_or((0.0, 0.0), |model| (model.chosen[row], model.target[row]));
+    let residual = r - q;
+    let switched = if w <= clip { w * residual } else { 0.0 };
+    let optimistic = clip * w / (w * w + clip) * residual;
+    [1.0, r, w, w * r, w.min(clip) * r, sub_gaussian * r, v, w * residual, switched, optimistic, sub_gaussian * residual]
+}
+
+impl Estimator {
+    /// The estimate from sums over rows.
+    fn of(self, sums: &Sums) -> f64 {
+        let mean = |sum: f64| sum / sums[ROWS];
+        match self {
+            Self::Ips => mean(sums[WEIGHTED]),
+            Self::ClippedIps => mean(sums[CLIPPED]),
+            Self::Snips => sums[WEIGHTED] / sums[WEIGHT],
+            Self::SubGaussianIps => mean(sums[SHRUNK]),
+            Self::Dm => mean(sums[VALUE]),
+            Self::Dr => mean(sums[VALUE] + sums[RESIDUAL]),
+            Self::Sndr => mean(sums[VALUE]) + sums[RESIDUAL] / sums[WEIGHT],
+            Self::SwitchDr => mean(sums[VALUE] + sums[SWITCHED]),
+            Self::Dros => mean(sums[VALUE] + sums[OPTIMISTIC]),
+            Self::SubGaussianDr => mean(sums[VALUE] + sums[SHRUNK_RESIDUAL]),
+        }
+    }
+
+    /// Whether it is a mean over rows rather than a ratio of two random sums.
+    fn is_mean(self) -> bool {
+        !matches!(self, Self::Snips | Self::Sndr)
+    }
+}
+
+fn bernstein(estimator: Estimator, sums: &[Sums], rows: f64, value: f64, alpha: f64) -> Option<Interval> {
+    let contributions: Vec<f64> = sums.iter().map(|sums| estimator.of(sums) * sums[ROWS]).collect();
+    let users = contributions.len() as f64;
+    let (least, greatest) = contributions.iter().fold((f64::MAX, f64::MIN), |(least, greatest), &x| (least.min(x), greatest.max(x)));
+    let variance = super::covariance(&contributions, &contributions);
+    let log = (4.0 / alpha).ln(); // alpha / 2 on each side
+    let half = (2.0 * variance * log / users).sqrt() + 7.0 * (greatest - least) * log / (3.0 * (users - 1.0));
+    Interval::around(value, half * users / rows)
+}
+
+fn diagnose(weights: &[f64], sums: &[Sums], clip: f64, unsupported: Option<f64>) -> Diagnostics {
+    let total: f64 = weights.iter().sum();
+    let squares: f64 = weights.iter().map(|w| w * w).sum();
+    let max_weight = weights.iter().copied().fold(0.0, f64::max);
+    let share = |mass: f64| if total > 0.0 { mass / total } else { 0.0 };
+    let mean_weight = mean(weights);
+    let by_user = |k: usize| sums.iter().map(|sums| sums[k]).collect::<Vec<_>>();
+    let error = ab::ratio(&by_user(WEIGHT), &by_user(ROWS)).map(|arm| (arm.variance / arm.users as f64).sqrt());
+    let off = mean_weight - 1.0;
+    let mean_weight_is_one = error.is_some_and(|error| off.abs() <= 3.0 * error + 1e-9);
+    let missing = if off < 0.0 && !mean_weight_is_one { -off } else { 0.0 };
+    Diagnostics {
+        effective_rows: if squares > 0.0 { total * total / squares } else { 0.0 },
+        max_weight,
+        max_weight_share: share(max_weight),
+        clipped_mass: share(weights.iter().map(|w| (w - clip).max(0.0)).sum()),
+        unsupported: unsupported.unwrap_or(missing),
+        mean_weight,
+        mean_weight_error: error,
+        mean_weight_is_one,
+    }
+}
+
+fn verdict(diagnostics: &Diagnostics, rows: f64) -> Verdict {
+    let needed = MIN_EFFECTIVE_ROWS.max(MIN_EFFECTIVE_SHARE * rows);
+    let percent = |share: f64| 100.0 * share;
+    let reason = if diagnostics.effective_rows < needed {
+        format!("the effective sample is {:.0} of {rows:.0} rows, {needed:.0} are needed", diagnostics.effective_rows)
+    } else if diagnostics.max_weight_share > MAX_ROW_SHARE {
+        format!("one row carries {:.1} % of the weight, 2 % is the most", percent(diagnostics.max_weight_share))
+    } else if diagnostics.unsupported > MAX_UNSUPPORTED {
+        format!("{:.1} % of the target policy was never tried by the logging policy, 1 % is the most", percent(diagnostics.unsupported))
+    } else {
+        return Verdict::Identified;
+    };
+    Verdict::NotIdentified { reason }
+}

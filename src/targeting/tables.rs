@@ -1,0 +1,328 @@
+//! The targeting tables: how their rows are written, and a check that reads the finished tables as a stranger would.
+
+use super::arms::{Arm, Shares};
+use super::money;
+use super::value::{self, NO_AD, Offers};
+use crate::error::{Error, Result};
+use crate::segments::{EVERYONE, Taxonomy, category_of, full, table};
+use crate::types::column;
+use arrow::array::{Array, ArrayRef, Date32Array, Float64Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
+use chrono::{DateTime, NaiveDate, Utc};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// What every row of a table says alike.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Stamp {
+    pub run_date: NaiveDate,
+    pub policy_version: String,
+    pub valid_from: DateTime<Utc>,
+    pub valid_to: DateTime<Utc>,
+}
+
+/// One row of segment_ads or shadow_ads; a row of [`NO_AD`] has no ad to say anything of.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Row {
+    pub segment_id: String,
+    pub ad_id: String,
+    pub arm: Arm,
+    /// From 1, the likeliest ad first, no_ad last.
+    pub rank: i64,
+    pub p_click: Option<f64>,
+    pub p_conversion: Option<f64>,
+    pub value: Option<f64>,
+    pub ecpm: Option<f64>,
+    pub bid_multiplier: Option<f64>,
+    pub budget_share: Option<f64>,
+    pub impressions_planned: i64,
+    pub frequency_cap: Option<i64>,
+    pub propensity: f64,
+    pub audience_size: i64,
+}
+
+/// The table of `rows`, sorted by segment_id, arm and rank.
+pub(super) fn segment_ads(stamp: &Stamp, mut rows: Vec<Row>) -> Result<RecordBatch> {
+    rows.sort_by(|a, b| (&a.segment_id, a.arm, a.rank).cmp(&(&b.segment_id, b.arm, b.rank)));
+    let n = rows.len();
+    let epoch = NaiveDate::default();
+    let strings = |of: fn(&Row) -> &str| Arc::new(StringArray::from_iter_values(rows.iter().map(of))) as ArrayRef;
+    let counts = |of: fn(&Row) -> i64| Arc::new(Int64Array::from_iter_values(rows.iter().map(of))) as ArrayRef;
+    let floats = |of: fn(&Row) -> Option<f64>| Arc::new(rows.iter().map(of).collect::<Float64Array>()) as ArrayRef;
+    let times = |at: DateTime<Utc>| Arc::new(TimestampMicrosecondArray::from(vec![at.timestamp_micros(); n]).with_timezone("UTC")) as ArrayRef;
+    table([
+        ("run_date", Arc::new(Date32Array::from(vec![(stamp.run_date - epoch).num_days() as i32; n])) as ArrayRef, false),
+        ("policy_version", Arc::new(StringArray::from(vec![stamp.policy_version.as_str(); n])), false),
+        ("segment_id", strings(|row| &row.segment_id), false),
+        ("ad_id", strings(|row| &row.ad_id), false),
+        ("rank", counts(|row| row.rank), false),
+        ("p_click", floats(|row| row.p_click), true),
+        ("p_conversion", floats(|row| row.p_conversion), true),
+        ("value", floats(|row| row.value), true),
+        ("ecpm", floats(|row| row.ecpm), true),
+        ("bid_multiplier", floats(|row| row.bid_multiplier), true),
+        ("budget_share", floats(|row| row.budget_share), true),
+        ("impressions_planned", counts(|row| row.impressions_planned), false),
+        ("frequency_cap", Arc::new(rows.iter().map(|row| row.frequency_cap).collect::<Int64Array>()), true),
+        ("propensity", floats(|row| Some(row.propensity)), false),
+        ("arm", strings(|row| row.arm.as_str()), false),
+        ("audience_size", counts(|row| row.audience_size), false),
+        ("valid_from", times(stamp.valid_from), false),
+        ("valid_to", times(stamp.valid_to), false),
+    ])
+}
+
+/// Finished tables and what they must agree with.
+pub struct Tables<'a> {
+    pub segments: &'a RecordBatch,
+    pub user_segments: &'a RecordBatch,
+    pub segment_ads: &'a RecordBatch,
+    pub shadow_ads: &'a RecordBatch,
+    pub ads: &'a RecordBatch,
+    pub campaigns: Option<&'a RecordBatch>,
+    pub categories: &'a RecordBatch,
+    pub weights: Option<&'a BTreeMap<String, u64>>,
+    pub shares: &'a Shares,
+    pub floor: u64,
+}
+
+/// Every rule of the tables that is broken, in words; empty when they may be served. A table that cannot be read is a violation.
+pub fn check(tables: &Tables) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut look = |name: &str, violations: Result<Vec<String>>| match violations {
+        Ok(violations) => found.extend(violations.into_iter().map(|violation| format!("{name}: {violation}"))),
+        Err(error) => found.push(format!("{name}: {error}")),
+    };
+    let audiences = Audience::read(tables);
+    look("user_segments", check_users(tables));
+    look("segments", audiences.as_ref().map_err(again).and_then(|audiences| check_segments(tables, audiences)));
+    let parts = [("segment_ads", tables.segment_ads, &Arm::ALL[..]), ("shadow_ads", tables.shadow_ads, &[Arm::Holdout])];
+    for (name, ads, arms) in parts {
+        look(name, audiences.as_ref().map_err(again).and_then(|audiences| check_ads(tables, audiences, ads, arms)));
+    }
+    found
+}
+
+fn again(error: &Error) -> Error {
+    Error::new(error.kind, error)
+}
+
+/// The users of a segment, weighted.
+#[derive(Default)]
+struct Audience {
+    members: u64,
+    primary: u64,
+}
+
+impl Audience {
+    fn read<'a>(tables: &Tables<'a>) -> Result<BTreeMap<&'a str, Self>> {
+        let users = full::<StringArray>(tables.user_segments, "user_id")?;
+        let segments = full::<StringArray>(tables.user_segments, "segment_id")?;
+        let ranks = full::<Int64Array>(tables.user_segments, "rank")?;
+        let mut audiences: BTreeMap<&str, Self> = BTreeMap::new();
+        for row in 0..users.len() {
+            let weight = tables.weights.map_or(1, |weights| weights.get(users.value(row)).copied().unwrap_or(0));
+            let audience = audiences.entry(segments.value(row)).or_default();
+            audience.members += weight;
+            audience.primary += if ranks.value(row) == 1 { weight } else { 0 };
+        }
+        Ok(audiences)
+    }
+}
+
+/// Ranks of each user run 1, 2, …; no segment twice.
+fn check_users(tables: &Tables) -> Result<Vec<String>> {
+    let users = full::<StringArray>(tables.user_segments, "user_id")?;
+    let segments = full::<StringArray>(tables.user_segments, "segment_id")?;
+    let ranks = full::<Int64Array>(tables.user_segments, "rank")?;
+    let scores = full::<Float64Array>(tables.user_segments, "score")?;
+    let mut of_user: BTreeMap<&str, (BTreeSet<i64>, BTreeSet<&str>, usize)> = BTreeMap::new();
+    let mut found = Vec::new();
+    for row in 0..users.len() {
+        let (of_ranks, of_segments, rows) = of_user.entry(users.value(row)).or_default();
+        of_ranks.insert(ranks.value(row));
+        of_segments.insert(segments.value(row));
+        *rows += 1;
+        if !(0.0..=1.0).contains(&scores.value(row)) {
+            found.push(format!("score {} of a user in {}", scores.value(row), segments.value(row)));
+        }
+    }
+    for (user, (ranks, segments, rows)) in of_user {
+        if !ranks.iter().copied().eq(1..=rows as i64) || segments.len() < rows {
+            found.push(format!("user {user} has {rows} rows, {} ranks up to {:?} and {} segments", ranks.len(), ranks.last(), segments.len()));
+        }
+    }
+    Ok(found)
+}
+
+/// Segments are known, harmless, unique and above the floor, and say the size they have.
+fn check_segments(tables: &Tables, audiences: &BTreeMap<&str, Audience>) -> Result<Vec<String>> {
+    let taxonomy = Taxonomy::read(tables.categories)?;
+    let ids = full::<StringArray>(tables.segments, "segment_id")?;
+    let released = full::<Int64Array>(tables.segments, "size_released")?;
+    let mut found = Vec::new();
+    let mut seen = BTreeSet::new();
+    for row in 0..ids.len() {
+        let id = ids.value(row);
+        if !seen.insert(id) {
+            found.push(format!("{id} stands twice"));
+        }
+        if id != EVERYONE && !category_of(id).is_some_and(|category| taxonomy.may_be_label(category)) {
+            found.push(format!("{id} is of a sensitive or unknown category"));
+        }
+        let members = audiences.get(id).map_or(0, |audience| audience.members);
+        if members < tables.floor {
+            found.push(format!("{id} has {members} users, below the floor of {}", tables.floor));
+        }
+        if i64::try_from(members) != Ok(released.value(row)) {
+            found.push(format!("{id} has {members} users, but says {}", released.value(row)));
+        }
+    }
+    found.extend(audiences.keys().filter(|id| !seen.contains(*id)).map(|id| format!("{id} has users, but is not listed")));
+    Ok(found)
+}
+
+/// Ads are live; probabilities are; each (segment, arm) is ranked and sums to one; caps and budgets hold in whole micro-units.
+fn check_ads(tables: &Tables, audiences: &BTreeMap<&str, Audience>, ads: &RecordBatch, arms: &[Arm]) -> Result<Vec<String>> {
+    let mut found = Vec::new();
+    let columns = Columns::read(ads)?;
+    let n = ads.num_rows();
+    let window = |times: &TimestampMicrosecondArray| DateTime::from_timestamp_micros(times.value(0)).unwrap_or_default();
+    let mut offers = Offers::default();
+    if n > 0 {
+        offers = value::offers(tables.ads, tables.campaigns, window(columns.valid_from), window(columns.valid_to))?;
+        let alike = |times: &TimestampMicrosecondArray| times.values().iter().all(|time| *time == times.value(0));
+        let stamped = columns.policy.iter().all(|policy| policy == Some(columns.policy.value(0)))
+            && columns.run_date.values().iter().all(|date| *date == columns.run_date.value(0));
+        if !stamped || !alike(columns.valid_from) || !alike(columns.valid_to) || columns.valid_from.value(0) >= columns.valid_to.value(0) {
+            found.push("run_date, policy_version, valid_from and valid_to are not one non-empty window of one policy".to_owned());
+        }
+    }
+    let live: BTreeMap<&str, &value::Offer> = offers.iter().map(|offer| (offer.ad_id.as_str(), offer)).collect();
+    let mut groups: BTreeMap<(&str, &str), Group> = BTreeMap::new();
+    let mut spent: BTreeMap<(&str, &str), i128> = BTreeMap::new();
+    let mut last = None;
+    for row in 0..n {
+        let (segment, ad, arm, rank) = (columns.segment.value(row), columns.ad.value(row), columns.arm.value(row), columns.rank.value(row));
+        let at = format!("{segment}, {arm}, {ad}");
+        if last.replace((segment, arm, rank)).is_some_and(|last| last >= (segment, arm, rank)) {
+            found.push(format!("{at}: not sorted by segment_id, arm and rank"));
+        }
+        let group = groups.entry((segment, arm)).or_default();
+        group.rows += 1;
+        group.ranks.insert(rank);
+        group.ads.insert(ad);
+        group.propensity += columns.propensity.value(row);
+        let (planned, propensity) = (columns.planned.value(row), columns.propensity.value(row));
+        if !(0.0..=1.0).contains(&propensity) || planned < 0 {
+            found.push(format!("{at}: propensity {propensity}, {planned} impressions"));
+        }
+        let Some(audience) = audiences.get(segment) else {
+            found.push(format!("{at}: nobody is in the segment"));
+            continue;
+        };
+        let Some(arm) = arms.iter().find(|known| known.as_str() == arm) else {
+            found.push(format!("{at}: no such arm here"));
+            continue;
+        };
+        if columns.audience.value(row) < tables.floor as i64 || columns.audience.value(row) != audience.members as i64 {
+            found.push(format!("{at}: audience_size {} of {} users", columns.audience.value(row), audience.members));
+        }
+        if ad == NO_AD {
+            continue;
+        }
+        let Some(offer) = live.get(ad) else {
+            found.push(format!("{at}: the ad is unknown, not live, or of a campaign without money"));
+            continue;
+        };
+        let p_click = columns.p_click.value(row);
+        let p_conversion = columns.p_conversion.is_valid(row).then(|| columns.p_conversion.value(row)).unwrap_or(0.0);
+        if columns.p_click.is_null(row) || !(0.0..=1.0).contains(&p_click) || !(0.0..=1.0).contains(&p_conversion) {
+            found.push(format!("{at}: p_click {p_click}, p_conversion {p_conversion}"));
+            continue;
+        }
+        if columns.cap.is_valid(row) {
+            let cap = columns.cap.value(row);
+            let most = cap as f64 * audience.primary as f64 * tables.shares.of(*arm);
+            if planned as f64 > most {
+                found.push(format!("{at}: {planned} impressions exceed {cap} a user for {} users of the arm", most / cap as f64));
+            }
+            let allowed = offers.campaign(offer).and_then(|campaign| campaign.frequency_cap);
+            if allowed.is_some_and(|allowed| cap > allowed.into()) {
+                found.push(format!("{at}: frequency_cap {cap} exceeds the campaign's {allowed:?}"));
+            }
+        } else if tables.weights.is_none() {
+            found.push(format!("{at}: no frequency_cap"));
+        }
+        if let (Some(campaign), Some(bid)) = (&offer.campaign_id, offer.bid) {
+            *spent.entry((campaign, arm.as_str())).or_default() += i128::from(bid.cost(p_click)) * i128::from(planned);
+        }
+    }
+    for ((segment, arm), group) in &groups {
+        if (group.propensity - 1.0).abs() > 1e-9 {
+            found.push(format!("{segment}, {arm}: propensities sum to {}", group.propensity));
+        }
+        if !group.ranks.iter().copied().eq(1..=group.rows as i64) || group.ads.len() < group.rows {
+            found.push(format!("{segment}, {arm}: {} rows, {} ranks, {} ads", group.rows, group.ranks.len(), group.ads.len()));
+        }
+    }
+    for arm in arms.iter().filter(|arm| tables.shares.of(**arm) > 0.0) {
+        let unserved = audiences.iter().filter(|(id, audience)| audience.primary > 0 && !groups.contains_key(&(**id, arm.as_str())));
+        found.extend(unserved.map(|(id, audience)| format!("{id}: serves {} users, but has no row for {arm}", audience.primary)));
+        for (id, campaign) in &offers.campaigns {
+            let spent = spent.get(&(id.as_str(), arm.as_str())).copied().unwrap_or(0);
+            let budget = tables.shares.part(campaign.daily_budget, *arm);
+            if spent > budget.into() {
+                let (spent, budget) = (money::currency(spent), money::currency(budget.into()));
+                found.push(format!("campaign {id}, {arm}: planned spend {spent} exceeds its part of the budget, {budget}"));
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// The rows of one segment and arm.
+#[derive(Default)]
+struct Group<'a> {
+    rows: usize,
+    ranks: BTreeSet<i64>,
+    ads: BTreeSet<&'a str>,
+    propensity: f64,
+}
+
+struct Columns<'a> {
+    run_date: &'a Date32Array,
+    policy: &'a StringArray,
+    segment: &'a StringArray,
+    ad: &'a StringArray,
+    arm: &'a StringArray,
+    rank: &'a Int64Array,
+    p_click: &'a Float64Array,
+    p_conversion: &'a Float64Array,
+    planned: &'a Int64Array,
+    cap: &'a Int64Array,
+    propensity: &'a Float64Array,
+    audience: &'a Int64Array,
+    valid_from: &'a TimestampMicrosecondArray,
+    valid_to: &'a TimestampMicrosecondArray,
+}
+
+impl<'a> Columns<'a> {
+    fn read(ads: &'a RecordBatch) -> Result<Self> {
+        Ok(Self {
+            run_date: full(ads, "run_date")?,
+            policy: full(ads, "policy_version")?,
+            segment: full(ads, "segment_id")?,
+            ad: full(ads, "ad_id")?,
+            arm: full(ads, "arm")?,
+            rank: full(ads, "rank")?,
+            p_click: column(ads, "p_click")?,
+            p_conversion: column(ads, "p_conversion")?,
+            planned: full(ads, "impressions_planned")?,
+            cap: column(ads, "frequency_cap")?,
+            propensity: full(ads, "propensity")?,
+            audience: full(ads, "audience_size")?,
+            valid_from: full(ads, "valid_from")?,
+            valid_to: full(ads, "valid_to")?,
+        })
+    }
+}

@@ -1,0 +1,258 @@
+//! Bad input ends in the right exit code and one clear line, or in the right result; the table of the night before still serves.
+
+use crate::shop::{DATE, NEXT, SECRET, Shop};
+use arrow::array::{ArrayRef, BooleanArray, Float64Array, Int64Array, RecordBatch, StringArray};
+use arrow::compute::{concat_batches, filter_record_batch};
+use arrow::datatypes::{Field, Schema};
+use nightmarket::error::{Error, Kind};
+use nightmarket::platform::storage::{parquet_bytes, parquet_table};
+use nightmarket::publish::State;
+use nightmarket::types::column;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Runs the second night of a shop whose first night serves; it must fail and leave that table serving.
+fn refused(shop: &Shop) -> Error {
+    let before = shop.history();
+    let error = shop.night(NEXT).err().expect("the night must fail");
+    assert_eq!(shop.history(), before, "the table of the night before still serves");
+    let line = error.to_string();
+    assert!(line.len() < 600, "one clear line: {line}");
+    error
+}
+
+/// The night must publish.
+fn published(shop: &Shop) -> serde_json::Value {
+    let facts = shop.night(NEXT).expect("the night runs");
+    assert_eq!(facts.publish.as_ref().expect("a finding").state, State::Published, "{:?}", facts.publish);
+    serde_json::to_value(&facts).unwrap()
+}
+
+/// The only Parquet file of a table's day.
+fn file(shop: &Shop, table: &str, day: chrono::NaiveDate) -> PathBuf {
+    let folder = shop.raw(&format!("{table}/dt={day}"));
+    let mut files: Vec<PathBuf> = std::fs::read_dir(&folder).unwrap_or_else(|_| panic!("{}", folder.display())).map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    files.retain(|path| !path.ends_with("part-planted.parquet"));
+    files.first().cloned().unwrap_or_else(|| panic!("no file in {}", folder.display()))
+}
+
+fn read(path: &Path) -> RecordBatch {
+    parquet_table(std::fs::read(path).unwrap().into()).unwrap()
+}
+
+/// Replaces a file; never writes into one, because the shops of other tests link to it.
+fn write(path: &Path, bytes: &[u8]) {
+    let _ = std::fs::remove_file(path);
+    std::fs::write(path, bytes).unwrap();
+}
+
+fn rewrite(path: &Path, change: impl FnOnce(RecordBatch) -> RecordBatch) {
+    let rows = change(read(path));
+    write(path, &parquet_bytes(rows.schema(), &[rows]).unwrap());
+}
+
+fn with_column(rows: &RecordBatch, old: &str, name: &str, values: ArrayRef) -> RecordBatch {
+    let columns = rows.schema().fields().iter().zip(rows.columns()).map(|(field, column)| match field.name() == old {
+        true => (Arc::new(Field::new(name, values.data_type().clone(), true)), values.clone()),
+        false => (field.clone(), column.clone()),
+    });
+    let (fields, columns): (Vec<_>, Vec<_>) = columns.unzip();
+    RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).unwrap()
+}
+
+#[test]
+fn a_missing_day_waits() {
+    let shop = Shop::served();
+    std::fs::remove_dir_all(shop.raw(&format!("events/dt={NEXT}"))).unwrap();
+    let error = refused(&shop);
+    assert_eq!(error.kind, Kind::InputMissing, "{error}");
+    assert!(error.to_string().contains("events") && error.to_string().contains(&NEXT.to_string()), "{error}");
+}
+
+#[test]
+fn an_empty_partition_breaks_the_contract() {
+    let shop = Shop::served();
+    let folder = shop.raw(&format!("events/dt={NEXT}"));
+    let planted = folder.join("part-planted.parquet");
+    let _ = std::fs::remove_file(planted);
+    for entry in std::fs::read_dir(&folder).unwrap() {
+        rewrite(&entry.unwrap().path(), |rows| rows.slice(0, 0));
+    }
+    let error = refused(&shop);
+    assert_eq!(error.kind, Kind::Contract, "{error}");
+    assert!(error.to_string().contains("events") && error.to_string().contains("0 rows"), "{error}");
+}
+
+#[test]
+fn a_truncated_file_is_named() {
+    let shop = Shop::served();
+    let path = file(&shop, "events", NEXT);
+    let bytes = std::fs::read(&path).unwrap();
+    write(&path, &bytes[..bytes.len() / 2]);
+    let error = refused(&shop);
+    assert_eq!(error.kind, Kind::Contract, "{error}");
+    assert!(error.to_string().contains(path.file_name().unwrap().to_str().unwrap()), "{error}");
+}
+
+#[test]
+fn a_renamed_column_is_named_with_its_neighbour() {
+    let shop = Shop::served();
+    rewrite(&file(&shop, "ad_impressions", NEXT), |rows| {
+        let values = rows["ad_id"].clone();
+        with_column(&rows, "ad_id", "adid", values)
+    });
+    let error = refused(&shop);
+    assert_eq!(error.kind, Kind::Contract, "{error}");
+    assert!(error.to_string().contains("ad_id is absent; it has adid"), "{error}");
+}
+
+#[test]
+fn a_wrong_type_is_named() {
+    let shop = Shop::served();
+    rewrite(&file(&shop, "ad_impressions", NEXT), |rows| {
+        let values: ArrayRef = Arc::new(Int64Array::from(vec![7; rows.num_rows()]));
+        with_column(&rows, "ad_id", "ad_id", values)
+    });
+    let error = refused(&shop);
+    assert_eq!(error.kind, Kind::Contract, "{error}");
+    assert!(error.to_string().contains("column ad_id is Int64"), "{error}");
+}
+
+#[test]
+fn without_the_suppression_list_nobody_is_processed() {
+    let shop = Shop::served();
+    std::fs::remove_dir_all(shop.raw(&format!("suppressions/dt={NEXT}"))).unwrap();
+    let error = refused(&shop);
+    assert_eq!(error.kind, Kind::Privacy, "{error}");
+    assert_eq!(error.kind.exit_code(), 40);
+}
+
+#[test]
+fn nan_and_infinite_prices_are_no_prices() {
+    let shop = Shop::served();
+    rewrite(&file(&shop, "events", NEXT), |rows| {
+        let wild = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY];
+        let values: ArrayRef = Arc::new(Float64Array::from_iter_values((0..rows.num_rows()).map(|row| wild[row % 3])));
+        with_column(&rows, "price", "price", values)
+    });
+    published(&shop);
+}
+
+#[test]
+fn events_delivered_twice_count_once() {
+    let (plain, doubled) = (Shop::served(), Shop::served());
+    let twice = file(&doubled, "events", NEXT);
+    std::fs::copy(&twice, twice.with_file_name("part-again.parquet")).unwrap();
+    let rows = |json: &serde_json::Value| json["ingest"]["tables"].as_array().unwrap().iter().find(|table| table["name"] == "events").unwrap()["rows"].clone();
+    let (plain, doubled) = (published(&plain), published(&doubled));
+    assert_eq!(rows(&plain), rows(&doubled));
+    assert_ne!(plain["ingest"]["raw"], doubled["ingest"]["raw"], "the second delivery is counted");
+}
+
+#[test]
+fn a_user_with_100_000_events_is_one_user() {
+    let shop = Shop::served();
+    let path = file(&shop, "events", NEXT);
+    let rows = read(&path);
+    // One event of somebody, a hundred thousand times under new ids.
+    let ids: ArrayRef = Arc::new(StringArray::from_iter_values((0..100_000).map(|n| format!("storm-{n}"))));
+    let one = rows.slice(0, 1);
+    let storm = concat_batches(&rows.schema(), std::iter::repeat_n(&one, 100_000)).unwrap();
+    let storm = with_column(&storm, "event_id", "event_id", ids);
+    write(&path.with_file_name("part-storm.parquet"), &parquet_bytes(storm.schema(), &[storm]).unwrap());
+    published(&shop);
+}
+
+#[test]
+fn without_a_single_click_the_gate_says_so_and_the_night_goes_on() {
+    let shop = Shop::small();
+    for day in std::fs::read_dir(shop.raw("ad_clicks")).unwrap() {
+        for path in std::fs::read_dir(day.unwrap().path()).unwrap() {
+            rewrite(&path.unwrap().path(), |rows| rows.slice(0, 0));
+        }
+    }
+    let facts = shop.night(DATE);
+    match facts {
+        Ok(facts) => {
+            let json = serde_json::to_value(&facts).unwrap();
+            assert_eq!(json["gate"]["kind"], "too_little_data");
+            assert_eq!(json["gate"]["positives"], 0);
+        }
+        // A shop may demand clicks in its contract.
+        Err(error) => assert_eq!(error.kind, Kind::Contract, "{error}"),
+    }
+}
+
+#[test]
+fn one_ad_is_enough() {
+    let shop = Shop::served();
+    rewrite(&file(&shop, "ads", NEXT), |rows| {
+        let live = column::<StringArray>(&read(&file(&shop, "ad_impressions", NEXT)), "ad_id").unwrap().value(0).to_owned();
+        let ids = column::<StringArray>(&rows, "ad_id").unwrap();
+        let keep: BooleanArray = ids.iter().map(|id| Some(id == Some(live.as_str()))).collect();
+        filter_record_batch(&rows, &keep).unwrap()
+    });
+    let facts = published(&shop);
+    let campaigns = facts["targeting"]["campaigns"].as_array().expect("campaigns");
+    assert!(campaigns.iter().any(|campaign| campaign["planned_impressions"].as_f64() > Some(0.0)), "{campaigns:?}");
+}
+
+#[test]
+fn the_command_line_gives_the_code_and_one_line() {
+    let shop = Shop::served();
+    let text = std::fs::read_to_string(shop.spec_file()).unwrap();
+    let run = |spec: &Path, date: &str| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_nightmarket"));
+        let command = command.args(["run", &spec.display().to_string(), "--date", date, "--log", "error"]).env("NIGHTMARKET_PSEUDONYM_KEY", SECRET);
+        let output = command.output().expect("starts");
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+
+    let spec = shop.root.join("unknown.toml");
+    std::fs::write(&spec, text.replace("history_days", "histroy_days")).unwrap();
+    let (code, line) = run(&spec, "2026-11-22");
+    assert_eq!(code, Some(2), "{line}");
+    assert!(line.contains("histroy_days") && line.contains("did you mean `history_days`?"), "{line}");
+
+    let (code, line) = run(&shop.spec_file(), "the day before yesterday");
+    assert_eq!(code, Some(2), "{line}");
+
+    std::fs::remove_dir_all(shop.raw(&format!("events/dt={NEXT}"))).unwrap();
+    let (code, line) = run(&shop.spec_file(), "2026-11-22");
+    assert_eq!(code, Some(20), "{line}");
+    assert_eq!(line.lines().count(), 1, "{line}");
+    assert!(line.contains("next:"), "{line}");
+
+    let command = std::process::Command::new(env!("CARGO_BIN_EXE_nightmarket"))
+        .args(["run", &shop.spec_file().display().to_string(), "--date", "2026-11-22"])
+        .env_remove("NIGHTMARKET_PSEUDONYM_KEY")
+        .output()
+        .expect("starts");
+    assert_eq!(command.status.code(), Some(40), "no key, no night");
+}
+
+#[test]
+fn sql_that_writes_or_reads_a_file_is_refused() {
+    let sql = tempfile::TempDir::new().unwrap();
+    crate::shop::copy(Path::new("sql/shop"), sql.path());
+    let secret = sql.path().join("secret.csv");
+    std::fs::write(&secret, "a\n1\n").unwrap();
+    for (text, complaint) in [
+        ("COPY (SELECT 1 AS user_id) TO '/tmp/x.csv'".to_owned(), "exactly one SELECT"),
+        (format!("SELECT * FROM '{}'", secret.display()), "no table of this shop"),
+        ("SELECT user_id, now() AS at FROM events".to_owned(), "now()"),
+    ] {
+        let mut shop = Shop::served();
+        shop.spec.sql = sql.path().display().to_string();
+        let path = sql.path().join("features/user__stolen.sql");
+        std::fs::write(&path, format!("-- Stolen.\n-- grain: user_id\n-- owner: nobody\n{text}\n")).unwrap();
+        let error = match nightmarket::platform::catalog::Catalog::load(sql.path()) {
+            Err(error) => error,
+            Ok(_) => refused(&shop),
+        };
+        assert_eq!(error.kind, Kind::Usage, "{error}");
+        assert!(error.to_string().contains("user__stolen.sql") && error.to_string().contains(complaint), "{text}: {error}");
+        std::fs::remove_file(path).unwrap();
+    }
+}
