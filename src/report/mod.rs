@@ -24,8 +24,8 @@ pub fn render(facts: &serde_json::Value) -> Result<String> {
     page.add_filter("largest", largest);
     page.add_filter("show", |value: &Value, format: Option<&str>| show(value, format.unwrap_or("")));
     page.add_filter("words", |value: &Value| words(&plain(value)));
-    page.add_filter("interval", interval);
-    page.add_filter("precision", precision);
+    page.add_filter("value", value_of);
+    page.add_filter("interval", interval_of);
     page.add_filter("why", why);
     page.add_filter("others", others);
     page.add_filter("total", |value: &Value, key: &str| column(&rows(value), key).into_iter().flatten().sum::<f64>());
@@ -76,12 +76,27 @@ fn finite(rows: &[Value], key: &str) -> Vec<f64> {
     column(rows, key).into_iter().flatten().collect()
 }
 
-/// The two ends of `[lo, hi]`.
+/// The two ends of an interval, `{low, high}` or `[low, high]`.
 fn ends(value: &Value) -> Option<(f64, f64)> {
-    if value.kind() != ValueKind::Seq || value.len() != Some(2) {
-        return None;
+    match value.kind() {
+        ValueKind::Map => Some((number(&get(value, "low"))?, number(&get(value, "high"))?)),
+        ValueKind::Seq if value.len() == Some(2) => {
+            Some((number(&value.get_item_by_index(0).ok()?)?, number(&value.get_item_by_index(1).ok()?)?))
+        }
+        _ => None,
     }
-    Some((number(&value.get_item_by_index(0).ok()?)?, number(&value.get_item_by_index(1).ok()?)?))
+}
+
+/// The number `key` of a row with its interval: a number with `key_ci` or `interval` beside it, or a map of `value` or `estimate` and
+/// `interval`.
+fn estimate(row: &Value, key: &str) -> (Option<f64>, Option<(f64, f64)>) {
+    let found = get(row, key);
+    if found.kind() == ValueKind::Map {
+        let value = number(&get(&found, "value")).or_else(|| number(&get(&found, "estimate")));
+        return (value, ends(&get(&found, "interval")));
+    }
+    let beside = ends(&get(row, &format!("{key}_ci"))).or_else(|| ends(&get(row, "interval")).filter(|_| key == "value"));
+    (number(&found), beside)
 }
 
 /// A fact in words: `n` whole, `.4` four decimals, `+4` with its sign, `%2` per cent with two decimals, `b` bytes, `t` a time
@@ -154,7 +169,10 @@ fn plain(value: &Value) -> String {
         ValueKind::Bool => if value.is_true() { "yes" } else { "no" }.to_owned(),
         ValueKind::Number => number(value).map_or_else(|| value.to_string(), |number| in_words(number, "", value.is_integer())),
         ValueKind::Seq => value.try_iter().map(|items| items.map(|item| plain(&item)).collect::<Vec<_>>().join(", ")).unwrap_or_default(),
-        _ => value.to_string(),
+        _ => match ends(value) {
+            Some((low, high)) => format!("[{}, {}]", in_words(low, "", false), in_words(high, "", false)),
+            None => value.to_string(),
+        },
     }
 }
 
@@ -162,20 +180,24 @@ fn words(text: &str) -> String {
     text.replace('_', " ")
 }
 
-/// The interval of the estimate `key` in a row: `key_ci`, or plain `ci` where the row has no other estimate.
-fn interval_of(row: &Value, key: &str) -> Option<(f64, f64)> {
-    ends(&get(row, &format!("{key}_ci"))).or_else(|| ends(&get(row, "ci")).filter(|_| matches!(key, "value" | "difference" | "lift")))
+/// The estimate `key` of a row in words; without a format, with two digits of its interval's half-width, for more would mean nothing.
+fn value_of(row: &Value, key: &str, format: &str) -> String {
+    let (value, ends) = estimate(row, key);
+    value.map_or_else(|| "–".to_owned(), |value| in_words(value, &precise(format, ends), false))
 }
 
-/// That interval as `[lo, hi]`; empty without one.
-fn interval(row: &Value, key: &str, format: &str) -> String {
-    interval_of(row, key).map(|(lo, hi)| format!("[{}, {}]", in_words(lo, format, false), in_words(hi, format, false))).unwrap_or_default()
+/// Its interval in the same words; empty without one.
+fn interval_of(row: &Value, key: &str, format: &str) -> String {
+    let (_, ends) = estimate(row, key);
+    let format = precise(format, ends);
+    ends.map(|(low, high)| format!("[{}, {}]", in_words(low, &format, false), in_words(high, &format, false))).unwrap_or_default()
 }
 
-/// The format in which an estimate has as many decimals as its interval has meaning: two digits of the half-width.
-fn precision(row: &Value, key: &str) -> String {
-    let half = interval_of(row, key).map_or(0.0, |(lo, hi)| (hi - lo).abs() / 2.0);
-    if half > 0.0 { format!(".{}", (1.0 - half.log10().floor()).clamp(0.0, 9.0)) } else { String::new() }
+fn precise(format: &str, ends: Option<(f64, f64)>) -> String {
+    match ends.map(|(low, high)| (high - low).abs() / 2.0).filter(|half| format.is_empty() && *half > 0.0) {
+        Some(half) => format!(".{}", (1.0 - half.log10().floor()).clamp(0.0, 9.0)),
+        None => format.to_owned(),
+    }
 }
 
 /// Why a section is absent: the skipped stage's own line, when one names it.
@@ -198,7 +220,7 @@ fn others(section: &Value, known: Rest<String>) -> Value {
 
 fn collect(path: &str, value: &Value, pairs: &mut Vec<Vec<String>>, tables: &mut Vec<Value>) {
     let rows = rows(value);
-    if value.kind() == ValueKind::Map {
+    if value.kind() == ValueKind::Map && ends(value).is_none() {
         for key in keys(value) {
             collect(&format!("{path} {key}"), &get(value, &key), pairs, tables);
         }
@@ -232,7 +254,7 @@ fn drawing(svg: Option<String>) -> Value {
 /// One drawing per row of the estimate `key` with its interval, all on one scale; `reference` is the value that says nothing.
 fn marks(value: &Value, key: &str, reference: Option<f64>) -> Value {
     let rows = rows(value);
-    let estimates: Vec<_> = rows.iter().map(|row| (number(&get(row, key)), interval_of(row, key))).collect();
+    let estimates: Vec<_> = rows.iter().map(|row| estimate(row, key)).collect();
     Value::from(svg::marks(&estimates, reference).into_iter().map(Value::from_safe_string).collect::<Vec<_>>())
 }
 
@@ -245,12 +267,11 @@ fn curves(value: &Value, x: &str, suffix: &str) -> Value {
 }
 
 fn reliability(value: &Value) -> Value {
-    let points = rows(value);
-    let points: Vec<_> = points
-        .iter()
-        .filter_map(|row| Some((number(&get(row, "predicted"))?, number(&get(row, "observed"))?, number(&get(row, "rows")).unwrap_or(1.0))))
-        .collect();
-    drawing(svg::reliability(&points))
+    let bin = |row: &Value| {
+        let rows = number(&get(row, "rows")).unwrap_or(1.0);
+        Some(svg::Bin { promised: number(&get(row, "score"))?, found: number(&get(row, "rate"))?, rows, ends: ends(&get(row, "rate_interval")) })
+    };
+    drawing(svg::reliability(&rows(value).iter().filter_map(bin).collect::<Vec<_>>()))
 }
 
 #[cfg(test)]
@@ -280,6 +301,17 @@ mod tests {
         let found = serde_json::to_value(others(&section, Rest(vec!["known".into()]))).expect("JSON");
         assert_eq!(found["pairs"], serde_json::json!([["binding", "c1, c2"], ["solver gap", "0.0125"], ["users labelled", "812"]]));
         assert_eq!(found["tables"][0]["columns"], serde_json::json!(["campaign id", "price"]));
+    }
+
+    #[test]
+    fn an_estimate_has_the_digits_that_its_interval_gives_it() {
+        let row = Value::from_serialize(serde_json::json!({
+            "cpa": {"value": 9.3371, "interval": {"low": 5.677, "high": 13.0}}, "auc": 0.73, "auc_ci": [0.71, 0.75], "roi": {"value": 2.5, "interval": null}
+        }));
+        assert_eq!((value_of(&row, "cpa", ""), interval_of(&row, "cpa", "")), ("9.3".into(), "[5.7, 13.0]".into()));
+        assert_eq!((value_of(&row, "auc", ".3"), interval_of(&row, "auc", ".3")), ("0.730".into(), "[0.710, 0.750]".into()));
+        assert_eq!((value_of(&row, "roi", ""), interval_of(&row, "roi", "")), ("2.5".into(), String::new()));
+        assert_eq!((value_of(&row, "none", ""), interval_of(&row, "none", "")), ("–".into(), String::new()));
     }
 
     #[test]

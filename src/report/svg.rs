@@ -91,16 +91,29 @@ pub fn curves(x: &[f64], lines: &[(String, Vec<Option<f64>>)]) -> Option<String>
     Some(svg + "</svg>")
 }
 
-/// Predicted against observed rate, a dot per bin, its area by rows; on the diagonal a prediction is true.
-pub fn reliability(points: &[(f64, f64, f64)]) -> Option<String> {
-    let top = points.iter().map(|(predicted, observed, _)| predicted.max(*observed)).reduce(f64::max).filter(|top| *top > 0.0)?;
-    let most = points.iter().map(|(_, _, rows)| *rows).fold(1.0, f64::max);
-    let at = |value: f64| 180.0 * value.max(0.0) / top;
+/// One bin of a reliability diagram.
+pub struct Bin {
+    pub promised: f64,
+    pub found: f64,
+    pub rows: f64,
+    /// Of `found`.
+    pub ends: Option<(f64, f64)>,
+}
+
+/// Predicted against observed rate, a dot per bin with its interval, the dot's area by rows; on the diagonal a prediction is true.
+pub fn reliability(bins: &[Bin]) -> Option<String> {
+    let highest = |bin: &Bin| bin.promised.max(bin.found).max(bin.ends.map_or(0.0, |(_, high)| high));
+    let top = bins.iter().map(highest).reduce(f64::max).filter(|top| *top > 0.0)?;
+    let most = bins.iter().map(|bin| bin.rows).fold(1.0, f64::max);
+    let (x, y) = (|value: f64| 60.0 + 180.0 * value.max(0.0) / top, |value: f64| 200.0 - 180.0 * value.max(0.0) / top);
     let mut svg = r#"<svg class="chart" viewBox="0 0 320 232" role="img" aria-label="reliability diagram">"#.to_owned();
     svg.push_str(r#"<path class="axis" d="M60 12V200H256"/><path class="reference" d="M60 200L240 20"/>"#);
-    for (predicted, observed, rows) in points {
-        let (x, y, r) = (60.0 + at(*predicted), 200.0 - at(*observed), 2.0 + 4.0 * (rows / most).max(0.0).sqrt());
-        let _ = write!(svg, r#"<circle class="dot" cx="{x:.1}" cy="{y:.1}" r="{r:.1}"/>"#);
+    for bin in bins {
+        if let Some((low, high)) = bin.ends {
+            let _ = write!(svg, r#"<line class="whisker" x1="{0:.1}" x2="{0:.1}" y1="{1:.1}" y2="{2:.1}"/>"#, x(bin.promised), y(low), y(high));
+        }
+        let r = 1.5 + 2.5 * (bin.rows / most).max(0.0).sqrt();
+        let _ = write!(svg, r#"<circle class="dot" cx="{:.1}" cy="{:.1}" r="{r:.1}"/>"#, x(bin.promised), y(bin.found));
     }
     let top = format!("{:.2} %", top * 100.0);
     let _ = write!(svg, r#"<text class="end" x="56" y="24">{top}</text><text class="end" x="56" y="203">0</text>"#);
@@ -154,7 +167,7 @@ mod tests {
     #[test]
     fn drawings_of_nothing_or_of_one_point_are_safe() {
         assert!(curves(&[], &[]).is_none());
-        assert!(reliability(&[(0.0, 0.0, 1.0)]).is_none());
+        assert!(reliability(&[Bin { promised: 0.0, found: 0.0, rows: 1.0, ends: None }]).is_none());
         let one = curves(&[1.0], &[("<b>".to_owned(), vec![Some(0.5)])]).expect("drawn");
         assert!(!one.contains("NaN") && !one.contains("<b>"), "{one}");
         assert!(meter(1.5).contains("over"));
