@@ -5,40 +5,95 @@
 
 use super::people::Visit;
 use super::serving::Policy;
-use super::world::{CONVERSION_DAYS, Conversion, World, uid};
+use super::world::{CONVERSION_DAYS, Conversion, World, local_day, uid};
 use super::{Summary, logs, new_world, put, read_plan, snapshots};
 use crate::error::{Context, Error, Kind, Result};
 use crate::platform::catalog::IdDomain;
 use crate::platform::pseudonym::Key;
 use crate::platform::storage::{Created, Store, sha256};
+use crate::segments::EVERYONE;
 use crate::targeting::arms::{Arm, Shares, arm_of};
+use crate::targeting::value::NO_AD;
 use crate::types::{column, optional_column};
 use arrow::array::{Array, Float64Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
 use chrono::{Days, NaiveDate};
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-/// What decides a continued day.
+/// What decides a continued day, next to the table itself.
 #[derive(Clone, Debug)]
-pub struct ContinuePlan {
+pub struct Continue {
     pub date: NaiveDate,
-    pub policy: Published,
     /// Who is in which arm: as the job that published the table says.
-    pub shares: Shares,
     pub salt: String,
+    pub shares: Shares,
+}
+
+/// Serves one more day by the tables in the folder `policy`, and logs it.
+///
+/// # Errors
+/// `Usage` when the day before is absent, or the day itself is there and was not served by this table; `Contract` for a table
+/// whose propensities are none.
+pub async fn continue_day(store: &Store, plan: &Continue, policy: &Store, key: &Key) -> Result<Summary> {
+    let shop = || store.locate("");
+    let world_plan = read_plan(store).await?.ok_or_else(|| {
+        Error::new(Kind::InputMissing, format_args!("{} holds no generated shop", shop())).action("generate one there first")
+    })?;
+    let (date, yesterday) = (plan.date, plan.date - Days::new(1));
+    if !is_there(store, yesterday).await? {
+        return Err(Error::usage(format_args!("{} has no {yesterday}", shop())).action("continue with the day after the last one"));
+    }
+    let published = Published::read(policy).await?;
+    let served_by = serde_json::to_vec_pretty(&serde_json::json!({
+        "policy": published.fingerprint, "shares": plan.shares, "salt": plan.salt, "pseudonym_key": key.fingerprint(),
+    }))?;
+    let marked = store.get_optional(&marker(date)).await?;
+    if marked.is_none() && is_there(store, date).await? {
+        return Err(Error::usage(format_args!("{date} belongs to the history of {}", shop())).action("continue with the day after the last one"));
+    }
+    // First: whoever resumes a day that was cut off must serve it by the same table.
+    if store.create(&marker(date), served_by.into()).await? == Created::Theirs {
+        return Err(Error::usage(format_args!("{date} was served by another table, arms or key")).action("continue with the next day"));
+    }
+    let world = new_world(&world_plan);
+    let server = Server::new(&world, plan, &published, key)?;
+    let mut day = logs::day(&world, date, &server).with_context(|| format!("serving {date}"))?;
+    let mut orders = earlier_orders(store, &world, date).await?;
+    orders.append(&mut day.conversions);
+    orders.retain(|order| local_day(order.at) == date);
+    let mut files = snapshots::day(&world, date)?;
+    files.extend(logs::orders(&world, date, &day.hours, &orders)?);
+    // The impressions last: a day that has them is whole.
+    files.append(&mut day.files);
+    files.sort_by_key(|file| file.path == impressions(date));
+    let mut summary = Summary { users: world_plan.users, days: 1, ..Summary::default() };
+    summary.add(put(store, files).await?);
+    summary.rates([&day.arms].into_iter(), orders.len());
+    Ok(summary)
+}
+
+fn marker(date: NaiveDate) -> String {
+    format!("truth/served/dt={date}.json")
+}
+
+fn impressions(date: NaiveDate) -> String {
+    logs::path("ad_impressions", date)
+}
+
+async fn is_there(store: &Store, date: NaiveDate) -> Result<bool> {
+    Ok(store.get_optional(&impressions(date)).await?.is_some())
 }
 
 /// The tables of a published policy that an ad server reads.
-#[derive(Clone, Debug)]
-pub struct Published {
-    pub user_segments: RecordBatch,
-    pub segment_ads: RecordBatch,
+struct Published {
+    user_segments: RecordBatch,
+    segment_ads: RecordBatch,
     /// Hash of both files.
     fingerprint: String,
 }
 
 impl Published {
     /// Reads the folder of a published table.
-    pub async fn read(store: &Store) -> Result<Self> {
+    async fn read(store: &Store) -> Result<Self> {
         let mut fingerprint = String::new();
         let mut tables = Vec::new();
         for name in ["user_segments.parquet", "segment_ads.parquet"] {
@@ -49,54 +104,6 @@ impl Published {
         let segment_ads = tables.remove(1);
         Ok(Self { user_segments: tables.remove(0), segment_ads, fingerprint: sha256(fingerprint.as_bytes()) })
     }
-}
-
-/// Serves and logs one more day.
-///
-/// # Errors
-/// `Usage` when the day belongs to the history, leaves a gap, or was served by another table; `Contract` for a table whose
-/// propensities are none.
-pub async fn continue_day(store: &Store, plan: &ContinuePlan, key: &Key) -> Result<Summary> {
-    let world_plan = read_plan(store).await?.ok_or_else(|| {
-        Error::new(Kind::InputMissing, format_args!("{} holds no generated shop", store.locate(""))).action("generate one there first")
-    })?;
-    let date = plan.date;
-    if date <= world_plan.until {
-        return Err(Error::usage(format_args!("{date} belongs to the history, which ends on {}", world_plan.until))
-            .action("continue with a later day"));
-    }
-    let yesterday = date - Days::new(1);
-    if yesterday > world_plan.until && store.get_optional(&marker(yesterday)).await?.is_none() {
-        return Err(Error::usage(format_args!("{yesterday} has not been served yet")).action("continue with that day first"));
-    }
-    let served_by = serde_json::json!({
-        "policy": plan.policy.fingerprint, "shares": plan.shares, "salt": plan.salt, "pseudonym_key": key.fingerprint(),
-    });
-    let served_by = serde_json::to_vec_pretty(&served_by)?;
-    let other = |there: &[u8]| there != served_by;
-    let refused = || Error::usage(format_args!("{date} was already served by another table")).action("continue with the next day");
-    if store.get_optional(&marker(date)).await?.is_some_and(|there| other(&there)) {
-        return Err(refused());
-    }
-    let world = new_world(&world_plan);
-    let policy = Server::new(&world, plan, key)?;
-    let mut day = logs::day(&world, date, &policy).with_context(|| format!("serving {date}"))?;
-    day.files.extend(snapshots::day(&world, date)?);
-    let mut orders = earlier_orders(store, &world, date).await?;
-    orders.append(&mut day.conversions);
-    day.files.extend(logs::orders(&world, date, &day.hours, &orders)?);
-    let mut summary = Summary { users: world_plan.users, days: 1, ..Summary::default() };
-    summary.rates([&day.arms].into_iter(), orders.iter().filter(|order| super::world::local_day(order.at) == date).count());
-    summary.add(put(store, day.files).await?);
-    // Last: a day with this file is whole.
-    match store.create(&marker(date), served_by.into()).await? {
-        Created::Ours => Ok(summary),
-        Created::Theirs => Err(refused()),
-    }
-}
-
-fn marker(date: NaiveDate) -> String {
-    format!("truth/served/dt={date}.json")
 }
 
 /// Orders of earlier days' clicks that may fall on `date`.
@@ -111,13 +118,13 @@ async fn earlier_orders(store: &Store, world: &World, date: NaiveDate) -> Result
             continue;
         }
         let clicks = store.read_parquet(&path).await?;
-        let (imp_ids, devices) = (column::<StringArray>(&clicks, "imp_id")?, column::<StringArray>(&clicks, "device_id")?);
-        let (ad_ids, at) = (column::<StringArray>(&clicks, "ad")?, column::<TimestampMicrosecondArray>(&clicks, "ts")?);
+        let (impressions, devices) = (column::<StringArray>(&clicks, "impression_id")?, column::<StringArray>(&clicks, "device_id")?);
+        let (ad_ids, at) = (column::<StringArray>(&clicks, "ad_id")?, column::<TimestampMicrosecondArray>(&clicks, "ts")?);
         let mut seen = HashSet::new();
-        for row in (0..clicks.num_rows()).filter(|&row| seen.insert(imp_ids.value(row))) {
+        for row in (0..clicks.num_rows()).filter(|&row| seen.insert(impressions.value(row))) {
             // A click of somebody from outside this world leads to nothing.
             let (Some(&user), Some(&ad)) = (owners.get(devices.value(row)), ads.get(ad_ids.value(row))) else { continue };
-            orders.extend(world.conversion(imp_ids.value(row), user, ad, at.value(row)));
+            orders.extend(world.conversion(impressions.value(row), user, ad, at.value(row)));
         }
     }
     Ok(orders)
@@ -141,17 +148,12 @@ struct Row {
     multiplier: f64,
 }
 
-/// The ad_id of the probability that a slot stays empty.
-const NO_AD: &str = "no_ad";
-/// The segment of users whom the table does not know.
-const EVERYONE: &str = "everyone";
-
 impl<'a> Server<'a> {
-    fn new(world: &World, plan: &'a ContinuePlan, key: &Key) -> Result<Self> {
+    fn new(world: &World, plan: &Continue, published: &'a Published, key: &Key) -> Result<Self> {
         plan.shares.check()?;
-        let (segments, rows) = rows_of(world, &plan.policy.segment_ads).context("segment_ads")?;
+        let (segments, rows) = rows_of(world, &published.segment_ads).context("segment_ads")?;
         let number: HashMap<&str, usize> = segments.iter().enumerate().map(|(i, segment)| (*segment, i)).collect();
-        let primary = primary_segments(&plan.policy.user_segments).context("user_segments")?;
+        let primary = primary_segments(&published.user_segments).context("user_segments")?;
         let everyone = number.get(EVERYONE).copied();
         let users = (0..world.users.len()).map(|user| {
             let pseudonym = key.pseudonym(IdDomain::User, &uid(user));
@@ -161,7 +163,7 @@ impl<'a> Server<'a> {
             };
             (arm_of(&pseudonym, &plan.salt, &plan.shares), segment)
         });
-        let versions = column::<StringArray>(&plan.policy.segment_ads, "policy_version")?;
+        let versions = column::<StringArray>(&published.segment_ads, "policy_version")?;
         let version = versions.iter().flatten().next().unwrap_or_default().to_owned();
         Ok(Self { version, shares: plan.shares, users: users.collect(), segments, rows })
     }

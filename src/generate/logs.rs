@@ -7,7 +7,7 @@ use super::people::{self, Action, Visit};
 use super::serving::{ArmTruth, CampaignHour, Impression, Policy, serve};
 use super::words::REGIONS;
 use super::world::{
-    CONVERSION_DAYS, Conversion, DAY, HOUR, ITEMS_PER_CATEGORY, SECOND, Stream, World, any_category, day_number, device_id, midnight, uid,
+    Conversion, DAY, HOUR, ITEMS_PER_CATEGORY, SECOND, Stream, World, any_category, day_number, device_id, midnight, uid,
 };
 use super::write::{Cell, Columns, File, Kind, Table};
 use crate::error::Result;
@@ -34,11 +34,11 @@ pub const EVENTS: Columns = &[
 ];
 
 pub const IMPRESSIONS: Columns = &[
-    ("imp_id", Kind::Id),
+    ("impression_id", Kind::Id),
     ("ts", Kind::Time),
     ("recv_ts", Kind::Time),
     ("device_id", Kind::Text),
-    ("ad", Kind::Text),
+    ("ad_id", Kind::Text),
     ("slot", Kind::Int),
     ("channel", Kind::Text),
     ("arm", Kind::Text),
@@ -52,9 +52,9 @@ pub const CLICKS: Columns = &[
     ("click_id", Kind::Id),
     ("ts", Kind::Time),
     ("recv_ts", Kind::Time),
-    ("imp_id", Kind::Id),
+    ("impression_id", Kind::Id),
     ("device_id", Kind::Text),
-    ("ad", Kind::Text),
+    ("ad_id", Kind::Text),
     ("charge", Kind::Float),
 ];
 
@@ -62,7 +62,7 @@ pub const CONVERSIONS: Columns = &[
     ("order_id", Kind::Id),
     ("ts", Kind::Time),
     ("recv_ts", Kind::Time),
-    ("imp_id", Kind::Id),
+    ("impression_id", Kind::Id),
     ("amount", Kind::Float),
 ];
 
@@ -110,18 +110,18 @@ pub fn day(world: &World, date: NaiveDate, policy: &impl Policy) -> Result<Day> 
     let (mut impressions, mut clicks, mut truth) = (Log::new(IMPRESSIONS)?, Log::new(CLICKS)?, Table::new(TRUTH)?);
     let mut rng = world.dice(Stream::AdLogs, [day_number(date), 0, 0]);
     let mut conversions = Vec::new();
-    let (mut imp_id, mut click_id) = (String::new(), String::new());
+    let (mut impression_id, mut click_id) = (String::new(), String::new());
     let stamp = date.format("%Y%m%d").to_string();
     let ledger = serve(world, date, &visits, policy, |shown| {
-        set(&mut imp_id, format_args!("i{stamp}{:09}", shown.number));
-        truth.push(&[(&imp_id).into(), shown.p_click.into(), shown.p_conversion.into()])?;
-        impression(world, policy, shown, &imp_id, &mut impressions, &mut rng)?;
+        set(&mut impression_id, format_args!("i{stamp}{:09}", shown.number));
+        truth.push(&[(&impression_id).into(), shown.p_click.into(), shown.p_conversion.into()])?;
+        impression(world, policy, shown, &impression_id, &mut impressions, &mut rng)?;
         if let Some(click) = &shown.click {
             set(&mut click_id, format_args!("k{stamp}{:09}", shown.number));
             let device = &world.users[shown.visit.user as usize].devices[usize::from(shown.visit.device)];
-            let row = [(&click_id).into(), Cell::Null, Cell::Null, (&imp_id).into(), (&device.id).into(), (&world.ads[shown.ad].id).into(), money(click.charge)];
+            let row = [(&click_id).into(), Cell::Null, Cell::Null, (&impression_id).into(), (&device.id).into(), (&world.ads[shown.ad].id).into(), money(click.charge)];
             clicks.push(click.at, row, &mut rng)?;
-            conversions.extend(world.conversion(&imp_id, shown.visit.user as usize, shown.ad, click.at));
+            conversions.extend(world.conversion(&impression_id, shown.visit.user as usize, shown.ad, click.at));
         }
         Ok(())
     })?;
@@ -165,11 +165,6 @@ pub fn orders(world: &World, date: NaiveDate, hours: &[CampaignHour], conversion
         ])?;
     }
     Ok(vec![log.finish(path("ad_conversions", date))?, table.finish(path("bid_hours", date))?])
-}
-
-/// The last instant at which a click of the day can still lead to an order.
-pub fn last_order(date: NaiveDate) -> i64 {
-    midnight(date) + (CONVERSION_DAYS + 1) * DAY
 }
 
 pub fn path(table: &str, date: NaiveDate) -> String {
@@ -378,13 +373,13 @@ pub fn linked_bots(world: &World) -> impl Iterator<Item = (String, usize)> {
 
 // ---------------------------------------------------------------------------------------------------------------------------- ads
 
-fn impression(world: &World, policy: &impl Policy, shown: &Impression<'_>, imp_id: &str, log: &mut Log, rng: &mut ChaCha8Rng) -> Result<()> {
+fn impression(world: &World, policy: &impl Policy, shown: &Impression<'_>, impression_id: &str, log: &mut Log, rng: &mut ChaCha8Rng) -> Result<()> {
     let user = shown.visit.user as usize;
     let device = &world.users[user].devices[usize::from(shown.visit.device)];
     // A slot that the page forgot to number.
     let slot = if rng.random_bool(0.001) { 0 } else { shown.position as i64 };
     let row = [
-        imp_id.into(),
+        impression_id.into(),
         Cell::Null,
         Cell::Null,
         (&device.id).into(),

@@ -23,7 +23,7 @@ mod words;
 mod world;
 mod write;
 
-pub use continue_day::{ContinuePlan, Published, continue_day};
+pub use continue_day::{Continue, continue_day};
 pub use planted::{ARTICLE_USERS, plant_article_users};
 
 use crate::error::{Context, Error, Result};
@@ -34,6 +34,7 @@ use futures::{StreamExt, TryStreamExt};
 use serde::{Deserialize, Serialize};
 use serving::{ArmTruth, Launch};
 use std::collections::BTreeMap;
+use std::fmt;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use world::World;
@@ -66,11 +67,16 @@ pub struct Summary {
 
 const WORLD_FILE: &str = "_world.json";
 
-/// Writes a shop's history; `threads` = 0 takes all cores.
+/// Writes a shop's history, on all cores.
 ///
 /// # Errors
 /// `Usage` for a plan beyond the limits, or when another shop stands at the place.
-pub async fn generate(store: &Store, plan: &Plan, threads: usize) -> Result<Summary> {
+pub async fn generate(store: &Store, plan: &Plan) -> Result<Summary> {
+    generate_on(store, plan, std::thread::available_parallelism().map_or(1, NonZeroUsize::get)).await
+}
+
+/// As [`generate`], so many days at a time. Changes no byte.
+pub async fn generate_on(store: &Store, plan: &Plan, threads: usize) -> Result<Summary> {
     plan.check()?;
     if let Some(other) = read_plan(store).await?.filter(|other| other != plan) {
         return Err(Error::usage(format_args!("{} holds another shop: {}", store.locate(""), serde_json::to_string(&other)?))
@@ -87,7 +93,7 @@ pub async fn generate(store: &Store, plan: &Plan, threads: usize) -> Result<Summ
         }
     });
     let mut days = Vec::new();
-    let mut simulated = std::pin::pin!(simulated.buffered(workers(threads)));
+    let mut simulated = std::pin::pin!(simulated.buffered(threads.max(1)));
     while let Some((written, day)) = simulated.try_next().await? {
         summary.add(written);
         days.push(day);
@@ -114,10 +120,6 @@ fn new_world(plan: &Plan) -> World {
     let mut world = World::draw(plan);
     serving::calibrate(&mut world);
     world
-}
-
-fn workers(threads: usize) -> usize {
-    if threads == 0 { std::thread::available_parallelism().map_or(1, NonZeroUsize::get) } else { threads }
 }
 
 impl Plan {
@@ -158,6 +160,16 @@ async fn put(store: &Store, files: Vec<write::File>) -> Result<Vec<(String, u64,
         store.put(&file.path, file.bytes).await?;
     }
     Ok(written)
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (table, rows) in &self.rows {
+            writeln!(f, "{table:<20} {rows:>12} rows")?;
+        }
+        let (users, days, mib) = (self.users, self.days, self.bytes >> 20);
+        write!(f, "{users} users, {days} days, {mib} MiB; CTR {:.2} %, CVR {:.2} %", 100.0 * self.ctr, 100.0 * self.cvr)
+    }
 }
 
 impl Summary {

@@ -10,10 +10,11 @@ use super::write::{Cell, Table};
 use super::{put, read_plan};
 use crate::error::{Error, Kind, Result};
 use crate::platform::storage::Store;
+use chrono::{Days, NaiveDate};
 use std::collections::BTreeSet;
 
 /// Raw user ids of the three, in the order A, B, C.
-pub const ARTICLE_USERS: [&str; 3] = ["u_article_a", "u_article_b", "u_article_c"];
+pub const ARTICLE_USERS: [&str; 3] = ["A", "B", "C"];
 
 struct Done {
     action: &'static str,
@@ -21,7 +22,7 @@ struct Done {
     keyword: Option<&'static str>,
 }
 
-/// Adds `part-planted.parquet` to the day folders of events (the history's last day), users, consents and identities (every day).
+/// Adds `part-planted.parquet` to the day folders of events (the history's last day but one), users, consents and identities (every day).
 /// With `swap`, A did what C did and C what A did.
 pub async fn plant_article_users(store: &Store, swap: bool) -> Result<()> {
     let missing = || Error::new(Kind::InputMissing, format_args!("{} holds no generated shop", store.locate("")));
@@ -29,10 +30,11 @@ pub async fn plant_article_users(store: &Store, swap: bool) -> Result<()> {
     let world = World::draw(&plan);
     let [a, b, c] = did();
     let did = if swap { [c, b, a] } else { [a, b, c] };
+    let date = plan.until - Days::new(1);
     let mut events = Table::new(EVENTS)?;
     for (k, (uid, did)) in ARTICLE_USERS.into_iter().zip(&did).enumerate() {
         for (n, done) in did.iter().enumerate() {
-            let at = midnight(plan.until) + 20 * HOUR + n as i64 * 40 * SECOND;
+            let at = midnight(date) + 20 * HOUR + n as i64 * 40 * SECOND;
             let item = done.item.map(|item| &world.items[item]);
             events.push(&[
                 (&format!("e_article_{k}_{n}")).into(),
@@ -51,7 +53,7 @@ pub async fn plant_article_users(store: &Store, swap: bool) -> Result<()> {
         }
     }
     let planted = |table: &str, date| path(table, date).replace("part-0", "part-planted");
-    let mut files = vec![events.finish(planted("events", plan.until))?];
+    let mut files = vec![events.finish(planted("events", date))?];
     let registered = midnight(plan.start()) - 300 * DAY;
     for date in record_days(store).await? {
         let (mut users, mut consents, mut identities) = (Table::new(USERS)?, Table::new(CONSENTS)?, Table::new(IDENTITIES)?);
@@ -84,7 +86,7 @@ fn did() -> [Vec<Done>; 3] {
 }
 
 /// The days for which the shop has records.
-async fn record_days(store: &Store) -> Result<BTreeSet<chrono::NaiveDate>> {
+async fn record_days(store: &Store) -> Result<BTreeSet<NaiveDate>> {
     let objects = store.list("users").await?;
     let day = |path: &str| path.split('/').find_map(|part| part.replace("%3D", "=").strip_prefix("dt=")?.parse().ok());
     Ok(objects.iter().filter_map(|object| day(&object.path)).collect())

@@ -38,7 +38,7 @@ const CAMPAIGNS: Columns = &[
 ];
 
 const ADS: Columns = &[
-    ("ad", Kind::Text),
+    ("ad_id", Kind::Text),
     ("campaign", Kind::Text),
     ("cat", Kind::Text),
     ("sku", Kind::Text),

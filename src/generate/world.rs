@@ -174,7 +174,7 @@ impl World {
             let price = if campaign.per_click { ad.bid * 6 / 5 } else { ad.bid * 6 / 5 / 1000 };
             campaign.dearest = campaign.dearest.max(price);
         }
-        let users = (0..plan.users).map(|i| user(plan, i)).collect();
+        let users = (0..plan.users as usize).map(|i| user(plan, i)).collect();
         Self { plan: plan.clone(), users, items, campaigns, ads, click_base: 0.0, conversion_base: 0.0 }
     }
 
