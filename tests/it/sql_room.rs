@@ -103,7 +103,7 @@ async fn a_wrong_answer_is_named_and_blessing_rights_it() {
     );
     let test = shop.path().join("features/user__one.slt");
     let question = "# as_of: 2026-11-22T16:00:00Z\n\nstatement ok\nCREATE TABLE events (user_id VARCHAR, occurred_at TIMESTAMPTZ) AS VALUES\n    \
-         ('before', '2026-11-22T15:59:59.999999Z'),\n    ('at', '2026-11-22T16:00:00Z')\n\nquery\nSELECT user_id FROM user__one\n----\n";
+         ('before', '2026-11-22T15:59:59.999999Z'),\n    ('at', '2026-11-22T16:00:00Z')\n\nquery T\nSELECT user_id FROM user__one\n----\n";
     write(&test, &format!("{question}at\n"));
 
     let failure = async || workbench::test(shop.path(), "one", false).await.expect("readable").remove(0).failure;
