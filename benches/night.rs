@@ -29,7 +29,7 @@ async fn main() -> nightmarket::error::Result<()> {
     if raw.get_optional("_world.json").await?.is_none() {
         reset_peak();
         let started = Instant::now();
-        let summary = generate::generate(&raw, &generate::Plan { users, days, seed: 7, until: date }, 0).await?;
+        let summary = generate::generate(&raw, &generate::Plan { users, days, seed: 7, until: date }).await?;
         println!("{} rows, CTR {:.4}, CVR {:.4}", summary.rows.values().sum::<u64>(), summary.ctr, summary.cvr);
         println!("generated in {:.1} s, peak {} MiB\n", started.elapsed().as_secs_f64(), peak_mib());
     }

@@ -322,14 +322,13 @@ async fn generated(plan: Generate, output: Output) -> Result<()> {
     let summary = match (&plan.r#continue, plan.date, &plan.policy, &plan.job) {
         (Some(raw), Some(date), Some(policy), Some(job)) => {
             let spec = Spec::read(job)?;
-            let policy = generate::Published::read(&Store::open(policy)?).await?;
-            let plan = generate::ContinuePlan { date, policy, shares: spec.targeting.shares, salt: spec.targeting.salt.clone() };
-            generate::continue_day(&Store::open(raw)?, &plan, &Key::read(&spec.privacy)?).await?
+            let plan = generate::Continue { date, salt: spec.targeting.salt.clone(), shares: spec.targeting.shares };
+            generate::continue_day(&Store::open(raw)?, &plan, &Store::open(policy)?, &Key::read(&spec.privacy)?).await?
         }
         _ => {
             let out = plan.out.as_deref().ok_or_else(|| Error::usage("--out is missing"))?;
             let plan = generate::Plan { users: plan.users, days: plan.days, seed: plan.seed, until: plan.until };
-            generate::generate(&Store::open(out)?, &plan, 0).await?
+            generate::generate(&Store::open(out)?, &plan).await?
         }
     };
     print(output, &summary, || {

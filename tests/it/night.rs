@@ -114,9 +114,8 @@ fn three_nights_close_the_loop() {
     for (night, date) in [NEXT, NEXT + Days::new(1)].into_iter().enumerate() {
         let served = shop.history().last().expect("a table serves").clone();
         let tables = Store::open(&shop.root.join("out").join(&served.tables).display().to_string()).unwrap();
-        let policy = block_on(generate::Published::read(&tables)).expect("reads the table");
-        let plan = generate::ContinuePlan { date, policy, shares: shop.spec.targeting.shares, salt: shop.spec.targeting.salt.clone() };
-        block_on(generate::continue_day(&raw, &plan, &key())).expect("serves the day");
+        let plan = generate::Continue { date, salt: shop.spec.targeting.salt.clone(), shares: shop.spec.targeting.shares };
+        block_on(generate::continue_day(&raw, &plan, &tables, &key())).expect("serves the day");
         let facts = shop.night(date).expect("the night runs");
         assert_eq!(facts.publish.as_ref().expect("a finding").state, State::Published);
         assert_eq!(shop.history().len(), night + 2);

@@ -32,7 +32,7 @@ fn made() -> &'static Path {
         let folder = TempDir::new().expect("a temporary folder");
         let raw = Store::open(&folder.path().join("raw").display().to_string()).expect("a store");
         block_on(async {
-            generate::generate(&raw, &generate::Plan { users: 400, days: 29, seed: 7, until: NEXT }, 2).await.expect("generates");
+            generate::generate(&raw, &generate::Plan { users: 400, days: 29, seed: 7, until: NEXT }).await.expect("generates");
             generate::plant_article_users(&raw, false).await.expect("plants");
         });
         folder
