@@ -269,7 +269,12 @@ fn curves(value: &Value, x: &str, suffix: &str) -> Value {
 fn reliability(value: &Value) -> Value {
     let bin = |row: &Value| {
         let rows = number(&get(row, "rows")).unwrap_or(1.0);
-        Some(svg::Bin { promised: number(&get(row, "score"))?, found: number(&get(row, "rate"))?, rows, ends: ends(&get(row, "rate_interval")) })
+        Some(svg::Bin {
+            promised: number(&get(row, "score"))?,
+            found: number(&get(row, "rate"))?,
+            rows,
+            ends: ends(&get(row, "rate_interval")),
+        })
     };
     drawing(svg::reliability(&rows(value).iter().filter_map(bin).collect::<Vec<_>>()))
 }
@@ -306,7 +311,8 @@ mod tests {
     #[test]
     fn an_estimate_has_the_digits_that_its_interval_gives_it() {
         let row = Value::from_serialize(serde_json::json!({
-            "cpa": {"value": 9.3371, "interval": {"low": 5.677, "high": 13.0}}, "auc": 0.73, "auc_ci": [0.71, 0.75], "roi": {"value": 2.5, "interval": null}
+            "cpa": {"value": 9.3371, "interval": {"low": 5.677, "high": 13.0}}, "roi": {"value": 2.5, "interval": null},
+            "auc": 0.73, "auc_ci": [0.71, 0.75]
         }));
         assert_eq!((value_of(&row, "cpa", ""), interval_of(&row, "cpa", "")), ("9.3".into(), "[5.7, 13.0]".into()));
         assert_eq!((value_of(&row, "auc", ".3"), interval_of(&row, "auc", ".3")), ("0.730".into(), "[0.710, 0.750]".into()));

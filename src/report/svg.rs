@@ -46,7 +46,7 @@ pub fn histogram(values: &[f64]) -> Option<String> {
     let bin = |value: f64| {
         let power = value.max(1.0).log10().floor();
         let lead = value.max(1.0) / 10f64.powf(power);
-        3 * power as usize + if lead < 2.0 { 0 } else if lead < 5.0 { 1 } else { 2 }
+        3 * power as usize + [2.0, 5.0].iter().filter(|edge| lead >= **edge).count()
     };
     let start = |bin: usize| [1u64, 2, 5][bin % 3] * 10u64.pow((bin / 3) as u32);
     let (first, last) = values.iter().fold((usize::MAX, 0), |(first, last), value| (first.min(bin(*value)), last.max(bin(*value))));
@@ -110,7 +110,8 @@ pub fn reliability(bins: &[Bin]) -> Option<String> {
     svg.push_str(r#"<path class="axis" d="M60 12V200H256"/><path class="reference" d="M60 200L240 20"/>"#);
     for bin in bins {
         if let Some((low, high)) = bin.ends {
-            let _ = write!(svg, r#"<line class="whisker" x1="{0:.1}" x2="{0:.1}" y1="{1:.1}" y2="{2:.1}"/>"#, x(bin.promised), y(low), y(high));
+            let _ =
+                write!(svg, r#"<line class="whisker" x1="{0:.1}" x2="{0:.1}" y1="{1:.1}" y2="{2:.1}"/>"#, x(bin.promised), y(low), y(high));
         }
         let r = 1.5 + 2.5 * (bin.rows / most).max(0.0).sqrt();
         let _ = write!(svg, r#"<circle class="dot" cx="{:.1}" cy="{:.1}" r="{r:.1}"/>"#, x(bin.promised), y(bin.found));

@@ -10,8 +10,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 
-const KINDS: [Kind; 7] =
-    [Kind::Usage, Kind::Transient, Kind::InputMissing, Kind::Contract, Kind::Privacy, Kind::Internal, Kind::LostRace];
+const KINDS: [Kind; 7] = [Kind::Usage, Kind::Transient, Kind::InputMissing, Kind::Contract, Kind::Privacy, Kind::Internal, Kind::LostRace];
 
 /// What Kubernetes shall do with a pod that ended by an error of this kind. A new kind does not compile until it is decided here.
 fn wanted(kind: Kind) -> &'static str {
@@ -79,8 +78,10 @@ const POD: &str = "spec/jobTemplate/spec/template/spec";
 
 #[test]
 fn each_overlay_has_one_cron_job_per_job_file() {
-    let files: BTreeSet<String> =
-        std::fs::read_dir("jobs").expect("jobs").map(|entry| format!("jobs/{}", entry.expect("an entry").file_name().to_string_lossy())).collect();
+    let files: BTreeSet<String> = std::fs::read_dir("jobs")
+        .expect("jobs")
+        .map(|entry| format!("jobs/{}", entry.expect("an entry").file_name().to_string_lossy()))
+        .collect();
     for (overlay, documents) in overlays() {
         let run: Vec<String> = documents
             .iter()
@@ -163,7 +164,11 @@ fn every_exit_code_is_handled_as_its_kind_means_it() {
             assert_eq!(action(&job, code), "FailJob", "{name}: {code}");
         }
         let first = at(&job, &format!("{JOB}/podFailurePolicy/rules/0"));
-        assert_eq!((text(first, "action"), text(first, "onPodConditions/0/type")), ("Ignore", "DisruptionTarget"), "{name}: a drained node");
+        assert_eq!(
+            (text(first, "action"), text(first, "onPodConditions/0/type")),
+            ("Ignore", "DisruptionTarget"),
+            "{name}: a drained node"
+        );
         // Late input is looked for again for hours; retries of both kinds end.
         assert!((10..=50).contains(&number(&job, &format!("{JOB}/backoffLimit"))), "{name}");
         assert!(number(&job, &format!("{JOB}/activeDeadlineSeconds")) > 0, "{name}");
@@ -229,8 +234,16 @@ fn nights_start_after_the_local_day_and_its_arrival_lag() {
         for day in (0..730).map(|day| first + Days::new(day)) {
             let fires = day.and_hms_opt(hour, minute, 0).expect("a time").and_utc();
             let yesterday = local_day(fires) - Days::new(1);
-            assert!(fires >= job.cut_off(yesterday), "{name}: at {fires}, {yesterday} still waits for rows until {}", job.cut_off(yesterday));
-            assert_eq!(local_day(fires + Duration::seconds(longest)), local_day(fires), "{name}: a late night of {day} would mean another day");
+            assert!(
+                fires >= job.cut_off(yesterday),
+                "{name}: at {fires}, {yesterday} still waits for rows until {}",
+                job.cut_off(yesterday)
+            );
+            assert_eq!(
+                local_day(fires + Duration::seconds(longest)),
+                local_day(fires),
+                "{name}: a late night of {day} would mean another day"
+            );
         }
     }
 }
@@ -241,7 +254,8 @@ fn the_real_command_line_accepts_every_containers_arguments() {
         let args = strings(&job, &format!("{POD}/containers/0/args"));
         assert_eq!(args[0], "run", "{name}");
         for flag in ["--raw", "--out"] {
-            let place = args.iter().position(|arg| arg == flag).unwrap_or_else(|| panic!("{name}: no {flag}; the root file system is read-only"));
+            let place =
+                args.iter().position(|arg| arg == flag).unwrap_or_else(|| panic!("{name}: no {flag}; the root file system is read-only"));
             assert!(args[place + 1].contains("://"), "{name}: {flag} {}", args[place + 1]);
         }
         let line: Vec<&str> = std::iter::once("nightmarket").chain(args.iter().map(String::as_str)).collect();
@@ -259,7 +273,8 @@ fn environment_variables_of_the_manifests_are_flags_of_the_command_line() {
     let command = nightmarket::cli::command();
     let mut known: BTreeSet<String> = BTreeSet::from(["NIGHTMARKET_PSEUDONYM_KEY".to_owned()]);
     let commands = std::iter::once(&command).chain(command.get_subcommands());
-    known.extend(commands.flat_map(|command| command.get_arguments()).filter_map(|arg| Some(arg.get_env()?.to_string_lossy().into_owned())));
+    known
+        .extend(commands.flat_map(|command| command.get_arguments()).filter_map(|arg| Some(arg.get_env()?.to_string_lossy().into_owned())));
     for (overlay, documents) in overlays() {
         let config = documents.iter().find(|document| text(document, "kind") == "ConfigMap").expect("the common variables");
         let names = config.get("data").and_then(Value::as_mapping).expect("data").keys();
