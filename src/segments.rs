@@ -320,7 +320,8 @@ impl<'a> Labels<'a> {
                 let what = format_args!("score {score}, above_base {above_base} of user {user} in category {category}");
                 return Err(Error::contract(format_args!("{what}: a probability and a finite number are needed")));
             }
-            let labels = by_user.entry(user).or_insert_with(|| inputs.eligible.is_none_or(|eligible| eligible.contains(user)).then(Vec::new));
+            let labels =
+                by_user.entry(user).or_insert_with(|| inputs.eligible.is_none_or(|eligible| eligible.contains(user)).then(Vec::new));
             let Some(labels) = labels else { continue };
             if !taxonomy.may_be_label(category) {
                 refused.insert(category);
@@ -407,7 +408,12 @@ fn release<'a>(
             members.entry(parent).or_default().extend(users);
         }
         goes_to.insert(category, parent);
-        withheld.push(Withheld { segment_id, size, merged_into: parent.map(self::segment_id), reason: format!("{size} users are below {what} {needed}") });
+        withheld.push(Withheld {
+            segment_id,
+            size,
+            merged_into: parent.map(self::segment_id),
+            reason: format!("{size} users are below {what} {needed}"),
+        });
     }
     let everybody = weight(inputs, &labels.users);
     let everyone = everybody >= settings.floor;
@@ -664,7 +670,8 @@ mod tests {
         rows.extend(users(0, 55, "phones", 0.5));
         let segments = run(&rows, None, None);
         // 40 boots and 49 sneakers are 59 distinct users: one below a new segment's 60, so shoes itself is dropped.
-        let withheld: Vec<_> = segments.facts.withheld.iter().map(|it| (it.segment_id.as_str(), it.size, it.merged_into.as_deref())).collect();
+        let withheld: Vec<_> =
+            segments.facts.withheld.iter().map(|it| (it.segment_id.as_str(), it.size, it.merged_into.as_deref())).collect();
         assert_eq!(
             withheld,
             [

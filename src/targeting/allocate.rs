@@ -108,7 +108,8 @@ pub fn whole(problem: &Problem, x: &[f64]) -> Vec<u64> {
 impl Problem {
     pub fn check(&self) -> Result<()> {
         let pairs = self.segment.len();
-        for (what, length) in [("group", self.group.len()), ("value", self.value.len()), ("cost", self.cost.len()), ("cap", self.cap.len())] {
+        for (what, length) in [("group", self.group.len()), ("value", self.value.len()), ("cost", self.cost.len()), ("cap", self.cap.len())]
+        {
             if length != pairs {
                 return Err(Error::contract(format_args!("allocation: {pairs} segments of pairs, but {length} of {what}")));
             }
@@ -178,7 +179,8 @@ struct Point {
 
 fn solve(problem: &Problem) -> Certified {
     let scaled = Scaled::new(problem);
-    let mut at = Point { y: vec![0.0; scaled.pair.len()], budget: vec![0.0; problem.budget.len()], supply: vec![0.0; problem.supply.len()] };
+    let mut at =
+        Point { y: vec![0.0; scaled.pair.len()], budget: vec![0.0; problem.budget.len()], supply: vec![0.0; problem.supply.len()] };
     let mut best = scaled.certify(&at);
     if scaled.pair.is_empty() {
         return best;
@@ -307,11 +309,13 @@ impl<'a> Scaled<'a> {
 
     /// What no plan can exceed: the budgets at these prices, and the best each segment could do if it paid them.
     fn bound(&self, price: &[f64]) -> f64 {
-        let budgets: f64 = self.problem.budget.iter().zip(price).filter(|(_, price)| **price > 0.0).map(|(budget, price)| budget * price).sum();
+        let budgets: f64 =
+            self.problem.budget.iter().zip(price).filter(|(_, price)| **price > 0.0).map(|(budget, price)| budget * price).sum();
         let mut segments = 0.0;
         for (candidates, supply) in self.of_segment.iter().zip(&self.problem.supply) {
             let reduced = |j: usize| self.problem.value[self.pair[j]] - price[self.group(j)] * self.problem.cost[self.pair[j]];
-            let mut gains: Vec<(f64, f64)> = candidates.iter().map(|&j| (reduced(j), self.limit[j])).filter(|(gain, _)| *gain > 0.0).collect();
+            let mut gains: Vec<(f64, f64)> =
+                candidates.iter().map(|&j| (reduced(j), self.limit[j])).filter(|(gain, _)| *gain > 0.0).collect();
             gains.sort_by(|a, b| b.0.total_cmp(&a.0));
             let mut left = *supply;
             for (gain, limit) in gains {
@@ -442,13 +446,20 @@ mod tests {
             cost: vec![cost],
             cap: vec![cap],
         };
-        for nothing in [one(0.0, 1.0, 1.0, 1.0, 1.0), one(1.0, 0.0, 1.0, 1.0, 1.0), one(1.0, 1.0, 0.0, 1.0, 1.0), one(1.0, 1.0, 1.0, 1.0, 0.0)] {
+        for nothing in
+            [one(0.0, 1.0, 1.0, 1.0, 1.0), one(1.0, 0.0, 1.0, 1.0, 1.0), one(1.0, 1.0, 0.0, 1.0, 1.0), one(1.0, 1.0, 1.0, 1.0, 0.0)]
+        {
             let plan = allocate(&nothing).unwrap();
             assert_eq!((plan.whole[0], plan.certificate.gap), (0, 0.0), "{nothing:?}");
         }
         // Free of cost, an empty budget does not bind.
         assert_eq!(allocate(&one(5.5, 0.0, 1.0, 0.0, 9.0)).unwrap().whole, [5]);
-        for bad in [one(f64::NAN, 1.0, 1.0, 1.0, 1.0), one(1.0, 1.0, f64::NAN, 1.0, 1.0), one(1.0, -1.0, 1.0, 1.0, 1.0), one(1.0, 1.0, 1.0, f64::INFINITY, 1.0)] {
+        for bad in [
+            one(f64::NAN, 1.0, 1.0, 1.0, 1.0),
+            one(1.0, 1.0, f64::NAN, 1.0, 1.0),
+            one(1.0, -1.0, 1.0, 1.0, 1.0),
+            one(1.0, 1.0, 1.0, f64::INFINITY, 1.0),
+        ] {
             assert_eq!(allocate(&bad).unwrap_err().kind, crate::error::Kind::Contract);
         }
         assert!(allocate(&Problem { group: vec![1], ..one(1.0, 1.0, 1.0, 1.0, 1.0) }).is_err());

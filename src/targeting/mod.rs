@@ -98,6 +98,10 @@ pub struct TargetingFacts {
     pub ads_left_out: BTreeMap<String, u64>,
     /// Scored pairs of a segment and a live ad.
     pub candidates: u64,
+    /// Opportunities of the day, and what all arms plan to do with them.
+    pub supply: f64,
+    pub planned_impressions: u64,
+    pub planned_spend: f64,
     /// Of the champion's plan; value in currency (revenue) or clicks, as the objective says.
     pub certificate: Certificate,
     pub binding: Binding,
@@ -179,11 +183,12 @@ pub fn decide(settings: &Settings, inputs: &Inputs) -> Result<Targeting> {
     let explore = market.serve(Arm::Explore, market.spread(Arm::Explore, settings.epsilon, &mixed));
     let holdout = market.serve(Arm::Holdout, market.spread(Arm::Holdout, 1.0, &even));
     let shadow = market.serve(Arm::Holdout, champion.propensity.clone());
-    let served: Vec<Served> = [champion, explore, holdout].into_iter().filter(|served| settings.shares.of(served.arm) > 0.0).collect();
-    let shadow: Vec<Served> = [shadow].into_iter().filter(|served| settings.shares.of(served.arm) > 0.0).collect();
+    let has_share = |served: &Served| settings.shares.of(served.arm) > 0.0;
+    let served: Vec<Served> = [champion, explore, holdout].into_iter().filter(has_share).collect();
+    let shadow = Some(shadow).filter(has_share);
     Ok(Targeting {
         segment_ads: market.table(&inputs.stamp, &served)?,
-        shadow_ads: market.table(&inputs.stamp, &shadow)?,
+        shadow_ads: market.table(&inputs.stamp, shadow.as_slice())?,
         facts: market.facts(&plan, &served),
     })
 }
@@ -318,7 +323,9 @@ impl<'a> Market<'a> {
             spent[problem.group[pair]] += problem.cost[pair] * supply * base[pair];
             wanted[problem.group[pair]] += problem.cost[pair] * supply * spread[pair];
         }
-        let bearable = |group: usize| if wanted[group] > 0.0 { ((problem.budget[group] - spent[group]).max(0.0) / wanted[group]).min(1.0) } else { 1.0 };
+        let bearable = |group: usize| {
+            if wanted[group] > 0.0 { ((problem.budget[group] - spent[group]).max(0.0) / wanted[group]).min(1.0) } else { 1.0 }
+        };
         let bearable: Vec<f64> = (0..problem.budget.len()).map(bearable).collect();
         (0..base.len()).map(|pair| base[pair] + spread[pair] * bearable[problem.group[pair]]).collect()
     }
@@ -326,7 +333,8 @@ impl<'a> Market<'a> {
     /// Whole impressions for given propensities.
     fn serve(&self, arm: Arm, propensity: Vec<f64>) -> Served {
         let problem = self.problem(arm);
-        let x: Vec<f64> = propensity.iter().zip(&problem.segment).map(|(propensity, segment)| propensity * problem.supply[*segment]).collect();
+        let x: Vec<f64> =
+            propensity.iter().zip(&problem.segment).map(|(propensity, segment)| propensity * problem.supply[*segment]).collect();
         Served { arm, planned: allocate::whole(&problem, &x), propensity }
     }
 
@@ -446,6 +454,9 @@ impl Market<'_> {
             ads_live: self.offers.live.len() as u64,
             ads_left_out: self.offers.left_out.iter().map(|(reason, ads)| ((*reason).to_owned(), *ads)).collect(),
             candidates: self.candidates.len() as u64,
+            supply: self.audiences.iter().map(|audience| audience.supply).sum(),
+            planned_impressions: served.iter().flat_map(|served| &served.planned).sum(),
+            planned_spend: money::currency(served.iter().map(|served| self.spend(served, |_| true)).sum()),
             certificate: plan.certificate,
             binding: use_of.binding(&problem, &plan.x),
             campaigns: (0..self.campaigns.len()).map(|group| self.campaign_facts(group, &problem, plan, &use_of, served)).collect(),
@@ -513,29 +524,29 @@ impl Use {
 
     /// Why a campaign does not spend its budget.
     fn unspent_reason(&self, problem: &Problem, x: &[f64], group: usize) -> Option<&'static str> {
-        if problem.budget[group] > 0.0 && used_up(self.budget[group], problem.budget[group]) {
-            return None;
-        }
-        let mut pairs = (0..x.len()).filter(|&pair| problem.group[pair] == group).peekable();
         if problem.budget[group] == 0.0 {
             return Some("no budget");
         }
-        if pairs.peek().is_none() {
-            return Some("no live ad");
+        if used_up(self.budget[group], problem.budget[group]) {
+            return None;
         }
-        let pairs: Vec<usize> = pairs.filter(|&pair| problem.value[pair] > 0.0 && problem.supply[problem.segment[pair]] > 0.0).collect();
-        let capped = |pair: &usize| used_up(x[*pair], problem.cap[*pair]);
-        let crowded = |pair: &usize| used_up(self.supply[problem.segment[*pair]], problem.supply[problem.segment[*pair]]);
-        Some(if pairs.is_empty() {
+        let live: Vec<usize> = (0..x.len()).filter(|&pair| problem.group[pair] == group).collect();
+        let supply = |pair: usize| problem.supply[problem.segment[pair]];
+        let wanted: Vec<usize> = live.iter().copied().filter(|&pair| problem.value[pair] > 0.0 && supply(pair) > 0.0).collect();
+        let capped = |&pair: &usize| used_up(x[pair], problem.cap[pair]);
+        let crowded = |&pair: &usize| used_up(self.supply[problem.segment[pair]], supply(pair));
+        Some(if live.is_empty() {
+            "no live ad"
+        } else if wanted.is_empty() {
             "no segment with supply values its ads"
-        } else if pairs.iter().all(capped) {
+        } else if wanted.iter().all(capped) {
             "frequency caps"
-        } else if pairs.iter().any(crowded) && pairs.iter().any(capped) {
-            "frequency caps and ads of more value"
-        } else if pairs.iter().any(crowded) {
-            "ads of more value take the supply"
+        } else if wanted.iter().any(capped) {
+            "frequency caps, and the supply of segments"
+        } else if wanted.iter().any(crowded) {
+            "the supply of segments"
         } else {
-            "supply"
+            "the search ended early"
         })
     }
 }

@@ -48,7 +48,8 @@ pub(super) fn segment_ads(stamp: &Stamp, mut rows: Vec<Row>) -> Result<RecordBat
     let strings = |of: fn(&Row) -> &str| Arc::new(StringArray::from_iter_values(rows.iter().map(of))) as ArrayRef;
     let counts = |of: fn(&Row) -> i64| Arc::new(Int64Array::from_iter_values(rows.iter().map(of))) as ArrayRef;
     let floats = |of: fn(&Row) -> Option<f64>| Arc::new(rows.iter().map(of).collect::<Float64Array>()) as ArrayRef;
-    let times = |at: DateTime<Utc>| Arc::new(TimestampMicrosecondArray::from(vec![at.timestamp_micros(); n]).with_timezone("UTC")) as ArrayRef;
+    let times =
+        |at: DateTime<Utc>| Arc::new(TimestampMicrosecondArray::from(vec![at.timestamp_micros(); n]).with_timezone("UTC")) as ArrayRef;
     table([
         ("run_date", Arc::new(Date32Array::from(vec![(stamp.run_date - epoch).num_days() as i32; n])) as ArrayRef, false),
         ("policy_version", Arc::new(StringArray::from(vec![stamp.policy_version.as_str(); n])), false),
@@ -148,7 +149,12 @@ fn check_users(tables: &Tables) -> Result<Vec<String>> {
     }
     for (user, (ranks, segments, rows)) in of_user {
         if !ranks.iter().copied().eq(1..=rows as i64) || segments.len() < rows {
-            found.push(format!("user {user} has {rows} rows, {} ranks up to {:?} and {} segments", ranks.len(), ranks.last(), segments.len()));
+            found.push(format!(
+                "user {user} has {rows} rows, {} ranks up to {:?} and {} segments",
+                ranks.len(),
+                ranks.last(),
+                segments.len()
+            ));
         }
     }
     Ok(found)
@@ -242,9 +248,9 @@ fn check_ads(tables: &Tables, audiences: &BTreeMap<&str, Audience>, ads: &Record
         }
         if columns.cap.is_valid(row) {
             let cap = columns.cap.value(row);
-            let most = cap as f64 * audience.primary as f64 * tables.shares.of(*arm);
-            if planned as f64 > most {
-                found.push(format!("{at}: {planned} impressions exceed {cap} a user for {} users of the arm", most / cap as f64));
+            let share = tables.shares.of(*arm);
+            if planned as f64 > cap as f64 * audience.primary as f64 * share {
+                found.push(format!("{at}: {planned} impressions exceed {cap} a user for {share} of {} users", audience.primary));
             }
             let allowed = offers.campaign(offer).and_then(|campaign| campaign.frequency_cap);
             if allowed.is_some_and(|allowed| cap > allowed.into()) {

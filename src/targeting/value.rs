@@ -96,7 +96,8 @@ pub fn offers(ads: &RecordBatch, campaigns: Option<&RecordBatch>, valid_from: Da
     let starts = optional_column::<TimestampMicrosecondArray>(ads, "starts_at")?;
     let ends = optional_column::<TimestampMicrosecondArray>(ads, "ends_at")?;
     let text = |array: Option<&StringArray>, row: usize| array.filter(|array| array.is_valid(row)).map(|array| array.value(row).to_owned());
-    let time = |array: Option<&TimestampMicrosecondArray>, row: usize| array.filter(|array| array.is_valid(row)).map(|array| array.value(row));
+    let time =
+        |array: Option<&TimestampMicrosecondArray>, row: usize| array.filter(|array| array.is_valid(row)).map(|array| array.value(row));
     let mut live = BTreeMap::new();
     let mut seen = BTreeSet::new();
     let mut left_out = BTreeMap::new();
@@ -131,7 +132,9 @@ pub fn offers(ads: &RecordBatch, campaigns: Option<&RecordBatch>, valid_from: Da
         };
         match reason {
             Some(reason) => *left_out.entry(reason).or_default() += 1,
-            None => drop(live.insert(ad_id, offer)),
+            None => {
+                live.insert(ad_id, offer);
+            }
         }
     }
     Ok(Offers { live: live.into_values().collect(), campaigns, left_out })
