@@ -1,0 +1,10 @@
+-- What the shop sells, as of the end of the day.
+-- grain: item_id
+-- owner: merchandising
+-- daily: items
+SELECT
+    sku AS item_id,
+    cat AS category_id,
+    TRIM(title) AS title,
+    CAST(CASE WHEN price > 0 AND price < 1000000 THEN price END AS DECIMAL(18, 6)) AS price  -- CNY; NULL = not priced
+FROM raw.items
