@@ -133,10 +133,18 @@ impl Store {
         }
     }
 
-    /// All objects below `prefix`, sorted by path.
+    /// All objects below `prefix`, or the object of that very name; sorted by path.
     pub async fn list(&self, prefix: &str) -> Result<Vec<Object>> {
-        let found: Vec<_> =
-            self.inner.list(Some(&Path::from(prefix))).try_collect().await.with_context(|| format!("listing {}", self.locate(prefix)))?;
+        let prefix_path = Path::from(prefix);
+        let found: object_store::Result<Vec<_>> = self.inner.list(Some(&prefix_path)).try_collect().await;
+        let mut found = found.with_context(|| format!("listing {}", self.locate(prefix)))?;
+        if found.is_empty() && prefix_path.extension().is_some() {
+            match self.inner.head(&prefix_path).await {
+                Ok(object) => found.push(object),
+                Err(object_store::Error::NotFound { .. }) => {}
+                Err(error) => return Err(Error::from(error).context(format_args!("listing {}", self.locate(prefix)))),
+            }
+        }
         let mut objects: Vec<_> = found
             .into_iter()
             .map(|meta| Object {
