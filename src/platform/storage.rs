@@ -9,7 +9,7 @@ use arrow::datatypes::SchemaRef;
 use bytes::Bytes;
 use futures::TryStreamExt;
 use object_store::path::Path;
-use object_store::{GetOptions, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, prefix::PrefixStore};
+use object_store::{GetOptions, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use parquet::basic::{Compression, ZstdLevel};
@@ -23,6 +23,9 @@ use url::Url;
 #[derive(Clone, Debug)]
 pub struct Store {
     inner: Arc<dyn ObjectStore>,
+    /// The folder within `inner`. object_store's PrefixStore would keep it, but its answer to a HEAD names the object by its whole
+    /// path (0.13), and DataFusion then takes the file for absent.
+    prefix: Path,
     url: Url,
 }
 
@@ -68,23 +71,22 @@ impl Store {
             let folder = url.to_file_path().map_err(|()| Error::usage(format_args!("store {location} is not a local path")))?;
             std::fs::create_dir_all(&folder).with_context(|| format!("making store folder {}", folder.display()))?;
             let inner = object_store::local::LocalFileSystem::new_with_prefix(&folder)?;
-            return Ok(Self { inner: Arc::new(inner), url });
+            return Ok(Self { inner: Arc::new(inner), prefix: Path::default(), url });
         }
         let options = std::env::vars().filter(|(name, _)| ["AWS_", "GOOGLE_", "AZURE_"].iter().any(|prefix| name.starts_with(prefix)));
         let options = options.map(|(name, value)| (name.to_ascii_lowercase(), value));
         let (inner, prefix) = object_store::parse_url_opts(&url, options).with_context(|| format!("opening store {location}"))?;
-        Ok(Self { inner: Arc::new(PrefixStore::new(inner, prefix)), url })
+        Ok(Self { inner: inner.into(), prefix, url })
     }
 
     /// A store over a given implementation; tests use it to inject faults.
     pub fn over(inner: Arc<dyn ObjectStore>, url: Url) -> Self {
-        Self { inner, url }
+        Self { inner, prefix: Path::default(), url }
     }
 
     /// The folder `prefix` of this store, as a store.
     pub fn child(&self, prefix: &str) -> Self {
-        let url = self.locate(prefix);
-        Self { inner: Arc::new(PrefixStore::new(self.inner.clone(), Path::from(prefix))), url }
+        Self { inner: self.inner.clone(), prefix: self.path_of(prefix), url: self.locate(prefix) }
     }
 
     /// The address of an object or folder, for people, logs and ad servers.
@@ -94,8 +96,13 @@ impl Store {
         url
     }
 
+    /// The whole object store, in which an object of this folder stands at [`Self::path_of`].
     pub fn object_store(&self) -> Arc<dyn ObjectStore> {
         self.inner.clone()
+    }
+
+    pub fn path_of(&self, path: &str) -> Path {
+        self.prefix.parts().chain(Path::from(path).parts()).collect()
     }
 
     /// The whole object; `InputMissing` when there is none.
@@ -105,7 +112,7 @@ impl Store {
 
     /// The whole object, when there is one.
     pub async fn get_optional(&self, path: &str) -> Result<Option<Bytes>> {
-        match self.inner.get_opts(&Path::from(path), GetOptions::default()).await {
+        match self.inner.get_opts(&self.path_of(path), GetOptions::default()).await {
             Ok(found) => Ok(Some(found.bytes().await.with_context(|| format!("reading {}", self.locate(path)))?)),
             Err(object_store::Error::NotFound { .. }) => Ok(None),
             Err(error) => Err(Error::from(error).context(format_args!("reading {}", self.locate(path)))),
@@ -115,7 +122,7 @@ impl Store {
     /// Writes an object whole, over an older one if there is one.
     pub async fn put(&self, path: &str, bytes: Bytes) -> Result<FileEntry> {
         let entry = FileEntry { path: path.into(), bytes: bytes.len() as u64, sha256: sha256(&bytes), rows: None, schema: Vec::new() };
-        let written = self.inner.put(&Path::from(path), PutPayload::from_bytes(bytes)).await;
+        let written = self.inner.put(&self.path_of(path), PutPayload::from_bytes(bytes)).await;
         written.with_context(|| format!("writing {}", self.locate(path)))?;
         Ok(entry)
     }
@@ -124,7 +131,7 @@ impl Store {
     /// write that succeeded, so the object is read back: ours is ours, whoever's retry it was.
     pub async fn create(&self, path: &str, bytes: Bytes) -> Result<Created> {
         let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
-        match self.inner.put_opts(&Path::from(path), PutPayload::from_bytes(bytes.clone()), options).await {
+        match self.inner.put_opts(&self.path_of(path), PutPayload::from_bytes(bytes.clone()), options).await {
             Ok(_) => Ok(Created::Ours),
             Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {
                 Ok(if self.get(path).await? == bytes { Created::Ours } else { Created::Theirs })
@@ -135,7 +142,7 @@ impl Store {
 
     /// All objects below `prefix`, or the object of that very name; sorted by path.
     pub async fn list(&self, prefix: &str) -> Result<Vec<Object>> {
-        let prefix_path = Path::from(prefix);
+        let prefix_path = self.path_of(prefix);
         let found: object_store::Result<Vec<_>> = self.inner.list(Some(&prefix_path)).try_collect().await;
         let mut found = found.with_context(|| format!("listing {}", self.locate(prefix)))?;
         if found.is_empty() && prefix_path.extension().is_some() {
@@ -148,7 +155,7 @@ impl Store {
         let mut objects: Vec<_> = found
             .into_iter()
             .map(|meta| Object {
-                path: meta.location.to_string(),
+                path: self.within(&meta.location),
                 bytes: meta.size,
                 version: meta.e_tag.unwrap_or_else(|| meta.last_modified.to_rfc3339()),
             })
@@ -157,8 +164,13 @@ impl Store {
         Ok(objects)
     }
 
+    /// The path of an object relative to this folder.
+    fn within(&self, location: &Path) -> String {
+        location.prefix_match(&self.prefix).map_or_else(|| location.to_string(), |parts| parts.collect::<Path>().to_string())
+    }
+
     pub async fn delete(&self, path: &str) -> Result<()> {
-        self.inner.delete(&Path::from(path)).await.with_context(|| format!("deleting {}", self.locate(path)))
+        self.inner.delete(&self.path_of(path)).await.with_context(|| format!("deleting {}", self.locate(path)))
     }
 
     /// Writes record batches as one Parquet object, zstd, rows in the order given.
