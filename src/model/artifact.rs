@@ -42,11 +42,9 @@ impl Artifact {
             self.weights.iter().map(|(name, weight)| (name, weight.data.iter().flat_map(|x| x.to_le_bytes()).collect())).collect();
         let views = self.weights.iter().map(|(name, weight)| Ok((name, TensorView::new(Dtype::F32, weight.shape.clone(), &bytes[name])?)));
         let views = views.collect::<std::result::Result<Vec<_>, safetensors::SafeTensorError>>();
-        let weights = views.and_then(|views| serialize(views, None)).map_err(|error| Error::internal(format_args!("safetensors: {error}")))?;
-        let mut files = BTreeMap::from([
-            (WEIGHTS.to_owned(), Bytes::from(weights)),
-            (MODEL.to_owned(), Bytes::from(self.model.clone())),
-        ]);
+        let weights =
+            views.and_then(|views| serialize(views, None)).map_err(|error| Error::internal(format_args!("safetensors: {error}")))?;
+        let mut files = BTreeMap::from([(WEIGHTS.to_owned(), Bytes::from(weights)), (MODEL.to_owned(), Bytes::from(self.model.clone()))]);
         let hashes = files.iter().map(|(name, bytes)| (name.clone(), sha256(bytes))).collect();
         let contents = Contents { format: FORMAT, kind: self.kind.clone(), files: hashes };
         files.insert(CONTENTS.to_owned(), Bytes::from(serde_json::to_vec_pretty(&contents)?));

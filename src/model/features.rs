@@ -81,10 +81,27 @@ pub struct Column {
 #[serde(rename_all = "snake_case")]
 pub enum Role {
     /// `(f(x) - center) / scale`, cut at 5, f(x) = ln(1 + x/mean) for a long right tail; then, if training had missing values, a flag.
-    Number { float: usize, tail_mean: Option<f32>, center: f32, scale: f32, flagged: bool, evidence: bool },
-    Category { int: usize, space: String, usual: i32 },
-    Sequence { int: usize, space: String },
-    Text { int: usize, list: bool },
+    Number {
+        float: usize,
+        tail_mean: Option<f32>,
+        center: f32,
+        scale: f32,
+        flagged: bool,
+        evidence: bool,
+    },
+    Category {
+        int: usize,
+        space: String,
+        usual: i32,
+    },
+    Sequence {
+        int: usize,
+        space: String,
+    },
+    Text {
+        int: usize,
+        list: bool,
+    },
 }
 
 /// A space of ids: `offset` is unknown, `offset + 1` missing, then the tokens.
@@ -341,7 +358,8 @@ fn count_sequence(array: &ArrayRef, weights: &[u64], counts: &mut BTreeMap<Strin
 
 /// Indexes of a list's last entries, most recent first.
 fn recent(lists: &ListArray, row: usize) -> impl Iterator<Item = usize> {
-    let (start, end) = if lists.is_null(row) { (0, 0) } else { (lists.value_offsets()[row] as usize, lists.value_offsets()[row + 1] as usize) };
+    let (start, end) =
+        if lists.is_null(row) { (0, 0) } else { (lists.value_offsets()[row] as usize, lists.value_offsets()[row + 1] as usize) };
     (start..end).rev().take(SEQUENCE_LENGTH)
 }
 

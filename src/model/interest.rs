@@ -104,7 +104,12 @@ const KIND: &str = "interest";
 ///
 /// # Errors
 /// `Contract` for no candidates, a pair of an unknown user, or a column of the wrong kind; `Usage` for settings that cannot be.
-pub fn train(settings: &InterestSettings, train: &InterestExamples, valid: &InterestExamples, seed: u64) -> Result<(Interest, InterestFacts)> {
+pub fn train(
+    settings: &InterestSettings,
+    train: &InterestExamples,
+    valid: &InterestExamples,
+    seed: u64,
+) -> Result<(Interest, InterestFacts)> {
     let sizes = [
         ("epochs", settings.epochs),
         ("batch_size", settings.batch_size),
@@ -128,7 +133,8 @@ pub fn train(settings: &InterestSettings, train: &InterestExamples, valid: &Inte
                 .action("check the events of those days and user_category__affinity"));
         }
     }
-    let targets = |candidates: &Candidates, engaged: &HashSet<(u32, u32)>| Targets { positive: candidates.labels(engaged), converted: None };
+    let targets =
+        |candidates: &Candidates, engaged: &HashSet<(u32, u32)>| Targets { positive: candidates.labels(engaged), converted: None };
     let train_targets = targets(&candidates, &engaged);
     let valid_targets = targets(&valid_candidates, &valid_engaged);
 
@@ -141,7 +147,8 @@ pub fn train(settings: &InterestSettings, train: &InterestExamples, valid: &Inte
     let mut of_features = settings.features.clone();
     of_features.text.push(CATEGORY_NAME.to_owned());
     let affinities: Vec<String> = train.pairs.schema().fields().iter().map(|field| field.name().clone()).collect();
-    let is_count = |name: &str| affinities.iter().any(|column| column == name) && name.rsplit('.').next().is_some_and(|last| last.starts_with("n_"));
+    let is_count =
+        |name: &str| affinities.iter().any(|column| column == name) && name.rsplit('.').next().is_some_and(|last| last.starts_with("n_"));
     let map = features::fit(&parts, &of_features, &RESERVED, is_count)?;
     let rows_of = |split: &InterestExamples, candidates: &Candidates, targets: &Targets| InterestRows {
         users: split.users.num_rows(),
@@ -244,7 +251,8 @@ impl Categories {
     fn of(table: &RecordBatch, named: &[&RecordBatch]) -> Result<Self> {
         let ids = column::<StringArray>(table, "category_id")?;
         let (parents, names) = (optional_column::<StringArray>(table, "parent_id")?, optional_column::<StringArray>(table, "name")?);
-        let text = |array: Option<&StringArray>, row: usize| array.filter(|array| array.is_valid(row)).map(|array| array.value(row).to_owned());
+        let text =
+            |array: Option<&StringArray>, row: usize| array.filter(|array| array.is_valid(row)).map(|array| array.value(row).to_owned());
         let known = (0..ids.len()).filter(|row| ids.is_valid(*row)).map(|row| Category {
             id: ids.value(row).to_owned(),
             parent: text(parents, row),

@@ -33,10 +33,9 @@ pub(super) struct Spec {
     /// Rows of the embedding table, and its columns but the last; the last is a first-order weight.
     table_rows: usize,
     dim: usize,
-    /// Columns of the integer matrix: one id each, and (start, length) of bags of ids.
-    fields: Vec<usize>,
-    bags: Vec<(usize, usize)>,
-    /// Pairs of entries of `fields` then `bags` whose embeddings are multiplied.
+    /// First column of each entry, one id or a bag of ids, in the integer matrix, which they fill.
+    entries: Vec<usize>,
+    /// Pairs of entries whose embeddings are multiplied.
     matches: Vec<(usize, usize)>,
     /// Columns of the float matrix; with rising `evidence` every output rises or stays.
     floats: Vec<usize>,
@@ -51,14 +50,9 @@ const EVIDENCE_UNITS: usize = 16;
 
 impl Spec {
     pub fn deep(map: &FeatureMap, dim: usize, hidden: &[usize], heads: usize, evidence: Vec<usize>) -> Self {
-        let ranges = || map.columns.iter().map(|column| column.role.ints()).filter(|range| !range.is_empty());
-        let fields: Vec<usize> = ranges().filter(|range| range.len() == 1).map(|range| range.start).collect();
-        let bags: Vec<(usize, usize)> = ranges().filter(|range| range.len() > 1).map(|range| (range.start, range.len())).collect();
-        let entry = |start: usize| {
-            let field = fields.iter().position(|field| *field == start);
-            let bag = || fields.len() + bags.iter().position(|bag| bag.0 == start).expect("a match names columns of the map");
-            field.unwrap_or_else(bag)
-        };
+        let ranges = map.columns.iter().map(|column| column.role.ints()).filter(|range| !range.is_empty());
+        let entries: Vec<usize> = ranges.map(|range| range.start).collect();
+        let entry = |start: usize| entries.iter().position(|entry| *entry == start).expect("a match names columns of the map");
         let matches = map.matches.iter().map(|found| (entry(found.a.start), entry(found.b.start))).collect();
         let floats = (0..map.n_floats).filter(|float| !evidence.contains(float)).collect();
         Self {
@@ -66,8 +60,7 @@ impl Spec {
             table_rows: map.table_rows,
             dim,
             matches,
-            fields,
-            bags,
+            entries,
             floats,
             evidence,
             hidden: hidden.to_vec(),
@@ -80,8 +73,7 @@ impl Spec {
             architecture: Architecture::Article,
             table_rows: 0,
             dim: 0,
-            fields: Vec::new(),
-            bags: Vec::new(),
+            entries: Vec::new(),
             matches: Vec::new(),
             floats: (0..n_floats).collect(),
             evidence: Vec::new(),
@@ -98,12 +90,12 @@ impl Spec {
     }
 
     fn has_table(&self) -> bool {
-        !self.fields.is_empty() || !self.bags.is_empty()
+        !self.entries.is_empty()
     }
 
     /// Inputs of the first layer.
     fn width(&self) -> usize {
-        (self.fields.len() + self.bags.len()) * self.dim + self.matches.len() * (self.dim + 1) + self.floats.len()
+        self.entries.len() * self.dim + self.matches.len() * (self.dim + 1) + self.floats.len()
     }
 
     /// Every array of the network: name, shape, how it starts, whether it is an embedding.
@@ -183,20 +175,11 @@ impl Spec {
         let plain_floats = if self.floats.len() as i64 == floats.size()[1] { floats.shallow_clone() } else { selected(&self.floats) };
 
         let mut inputs = Vec::new();
-        let mut first_order = Vec::new();
+        let mut first_order = None;
         if self.has_table() {
-            let all = Tensor::embedding(of("embedding"), ints, 0, false, false); // [batch, n_ints, dim + 1]
-            let known = ints.ne(0).to_kind(Kind::Float);
-            let field = |column: &usize| all.select(1, *column as i64);
-            let bag = |&(start, length): &(usize, usize)| {
-                // Padding is row 0 of the table and stays zero, so the sum needs no mask.
-                let count = known.narrow(1, start as i64, length as i64).sum_dim_intlist(1, true, Kind::Float).clamp_min(1.0);
-                all.narrow(1, start as i64, length as i64).sum_dim_intlist(1, false, Kind::Float) / count
-            };
-            let entries: Vec<Tensor> = self.fields.iter().map(field).chain(self.bags.iter().map(bag)).collect();
-            let dim = self.dim as i64;
-            inputs.extend(entries.iter().map(|entry| entry.narrow(1, 0, dim)));
-            first_order.extend(entries.iter().map(|entry| entry.narrow(1, dim, 1)));
+            let entries = self.pooled(of("embedding"), ints); // [batch, entries, dim + 1]
+            inputs.extend((0..self.entries.len()).map(|entry| entries.select(1, entry as i64).narrow(1, 0, self.dim as i64)));
+            first_order = Some(entries.select(2, self.dim as i64).sum_dim_intlist(1, true, Kind::Float)); // [batch, 1]
             for &(a, b) in &self.matches {
                 let product = &inputs[a] * &inputs[b];
                 inputs.push(product.sum_dim_intlist(1, true, Kind::Float));
@@ -224,9 +207,8 @@ impl Spec {
         }
         out += dense(&factors, "factor_out");
         out += plain_floats.matmul(&of("linear_weight").tr());
-        if !first_order.is_empty() {
+        if let Some(sum) = first_order {
             // One first-order weight an id serves the first head; conversions are too few for one each.
-            let sum = Tensor::cat(&first_order, 1).sum_dim_intlist(1, true, Kind::Float);
             let others = Tensor::zeros([rows, self.heads as i64 - 1], (Kind::Float, out.device()));
             out += Tensor::cat(&[sum, others], 1);
         }
@@ -238,6 +220,28 @@ impl Spec {
             out += evidence.matmul(&of("evidence_linear").softplus().tr());
         }
         out
+    }
+
+    /// The mean embedding of every entry's ids, zero where it has none. [batch, n_ints] -> [batch, entries, dim + 1].
+    fn pooled(&self, table: &Tensor, ints: &Tensor) -> Tensor {
+        let (rows, n_ints) = (ints.size()[0], ints.size()[1]);
+        let on = (Kind::Int, ints.device());
+        let starts = Tensor::from_slice(&self.entries.iter().map(|entry| *entry as i32).collect::<Vec<_>>()).to_device(on.1);
+        let offsets = (Tensor::arange(rows, on) * n_ints).unsqueeze(1) + starts; // [batch, entries]
+        // One bag sum for all: on the CPU the backward pass of a plain embedding costs a tensor operation an id.
+        const MEAN: i64 = 1;
+        let (means, ..) = Tensor::embedding_bag_padding_idx::<Tensor>(
+            table,
+            &ints.flatten(0, 1),
+            &offsets.flatten(0, 1),
+            false,
+            MEAN,
+            false,
+            None,
+            false,
+            0,
+        );
+        means.view([rows, self.entries.len() as i64, self.dim as i64 + 1])
     }
 }
 
@@ -445,7 +449,8 @@ fn base_logits(targets: &Targets) -> Vec<f64> {
     let count = |flags: &[bool]| flags.iter().filter(|flag| **flag).count();
     let mut base = vec![rate(count(&targets.positive), targets.positive.len())];
     if let Some(converted) = &targets.converted {
-        let clicks: Vec<bool> = converted.iter().zip(&targets.positive).filter(|(_, click)| **click).filter_map(|(flag, _)| *flag).collect();
+        let clicks: Vec<bool> =
+            converted.iter().zip(&targets.positive).filter(|(_, click)| **click).filter_map(|(flag, _)| *flag).collect();
         base.push(rate(count(&clicks), clicks.len()));
     }
     base
@@ -457,7 +462,8 @@ fn target_matrix(targets: &Targets, device: Device) -> Tensor {
     let values: Vec<f32> = match &targets.converted {
         None => targets.positive.iter().map(|click| number(*click)).collect(),
         Some(converted) => {
-            let row = |(click, flag): (&bool, &Option<bool>)| [number(*click), number(*click && *flag == Some(true)), number(flag.is_some())];
+            let row =
+                |(click, flag): (&bool, &Option<bool>)| [number(*click), number(*click && *flag == Some(true)), number(flag.is_some())];
             targets.positive.iter().zip(converted).flat_map(row).collect()
         }
     };

@@ -38,12 +38,23 @@ struct AtRest {
 #[serde(rename_all = "snake_case")]
 enum Core {
     /// Training rows of one class only: its smoothed share.
-    Constant { click: f32, conversion: Option<f32> },
+    Constant {
+        click: f32,
+        conversion: Option<f32>,
+    },
     /// Weights `click`; of conversions, weights `conversion` or, with too few, a constant probability.
-    Logistic { dense: Dense, conversion: Option<f32> },
-    Deep { spec: Spec },
+    Logistic {
+        dense: Dense,
+        conversion: Option<f32>,
+    },
+    Deep {
+        spec: Spec,
+    },
     /// A network on the baseline's inputs.
-    Plain { dense: Dense, spec: Spec },
+    Plain {
+        dense: Dense,
+        spec: Spec,
+    },
 }
 
 #[derive(Clone, Debug)]
@@ -116,7 +127,12 @@ const KIND: &str = "response";
 /// # Errors
 /// `Contract` for an empty split or a column of the wrong kind, `Usage` for settings that cannot be.
 pub fn train(settings: &ModelSettings, train: &RecordBatch, valid: &RecordBatch, seed: u64) -> Result<ResponseModels> {
-    let sizes = [("epochs", settings.epochs), ("batch_size", settings.batch_size), ("embedding_dim", settings.embedding_dim), ("threads", settings.threads)];
+    let sizes = [
+        ("epochs", settings.epochs),
+        ("batch_size", settings.batch_size),
+        ("embedding_dim", settings.embedding_dim),
+        ("threads", settings.threads),
+    ];
     super::refuse("model", settings.dropout, settings.learning_rate, &sizes)?;
     let targets = targets(train, "training")?;
     let valid_targets = self::targets(valid, "validation")?;

@@ -227,7 +227,8 @@ fn bin_of(rows: &[usize], labels: &[bool], scores: &[f64]) -> Bin {
         rows: rows.len() as u64,
         score: rows.iter().map(|&row| scores[row]).sum::<f64>() / n,
         rate,
-        rate_interval: Interval { low: ((centre - spread) / scale).max(0.0), high: ((centre + spread) / scale).min(1.0) },
+        // Rounding must not put the rate outside: a drawing takes the distances.
+        rate_interval: Interval { low: ((centre - spread) / scale).clamp(0.0, rate), high: ((centre + spread) / scale).clamp(rate, 1.0) },
     }
 }
 

@@ -241,7 +241,7 @@ fn check_ads(tables: &Tables, audiences: &BTreeMap<&str, Audience>, ads: &Record
             continue;
         };
         let p_click = columns.p_click.value(row);
-        let p_conversion = columns.p_conversion.is_valid(row).then(|| columns.p_conversion.value(row)).unwrap_or(0.0);
+        let p_conversion = if columns.p_conversion.is_valid(row) { columns.p_conversion.value(row) } else { 0.0 };
         if columns.p_click.is_null(row) || !(0.0..=1.0).contains(&p_click) || !(0.0..=1.0).contains(&p_conversion) {
             found.push(format!("{at}: p_click {p_click}, p_conversion {p_conversion}"));
             continue;

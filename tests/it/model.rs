@@ -6,8 +6,8 @@ use arrow::array::{
 use bytes::Bytes;
 use nightmarket::error::Kind;
 use nightmarket::model::{
-    Architecture, Artifact, FeatureSettings, Interest, InterestExamples, InterestSettings, ModelSettings, Response, ResponseModels, interest,
-    response,
+    Architecture, Artifact, FeatureSettings, Interest, InterestExamples, InterestSettings, ModelSettings, Response, ResponseModels,
+    interest, response,
 };
 use nightmarket::statistics::metrics;
 use rand::{Rng, SeedableRng};
@@ -78,7 +78,10 @@ fn impressions(rows: usize, seed: u64) -> RecordBatch {
         ("clicked", Arc::new(BooleanArray::from(clicked))),
         ("converted", Arc::new(BooleanArray::from(converted))),
         ("category_id", Arc::new(StringArray::from(category))),
-        ("ad_title", Arc::new(StringArray::from_iter_values((0..rows).map(|i| if i % 3 == 0 { "秋季新款鞋子" } else { "Red shoes sale" })))),
+        (
+            "ad_title",
+            Arc::new(StringArray::from_iter_values((0..rows).map(|i| if i % 3 == 0 { "秋季新款鞋子" } else { "Red shoes sale" }))),
+        ),
         ("position", Arc::new(Int64Array::from(position))),
         ("platform", Arc::new(ids("p", 3))),
         ("user__activity.x", Arc::new(Float64Array::from(x))),
@@ -141,7 +144,8 @@ fn candidates_are_scored_at_the_top_whatever_their_position() {
     let network = &learned().network;
     let scores = network.score(&test).expect("scores").p_click;
     assert_eq!(scores, network.score(&without(&test, "position")).expect("scores").p_click);
-    let at = |place: i64| network.score_logged(&with(&test, "position", Arc::new(Int64Array::from(vec![place; 500])))).expect("scores").p_click;
+    let at =
+        |place: i64| network.score_logged(&with(&test, "position", Arc::new(Int64Array::from(vec![place; 500])))).expect("scores").p_click;
     assert_eq!(scores, at(1));
     let mean = |p: Vec<f64>| p.iter().sum::<f64>() / p.len() as f64;
     assert!(mean(scores) > mean(at(4)) * 1.2, "position bias was learned");
@@ -215,9 +219,8 @@ fn odd_tables_train_or_say_why_not() {
         models
     };
     let flags = |table: &RecordBatch, flag: Option<bool>| Arc::new(BooleanArray::from(vec![flag; table.num_rows()])) as ArrayRef;
-    let numbers = |table: &RecordBatch, of: fn(usize) -> Option<f64>| {
-        Arc::new((0..table.num_rows()).map(of).collect::<Float64Array>()) as ArrayRef
-    };
+    let numbers =
+        |table: &RecordBatch, of: fn(usize) -> Option<f64>| Arc::new((0..table.num_rows()).map(of).collect::<Float64Array>()) as ArrayRef;
 
     let none = check(&|rows| with(rows, "clicked", flags(rows, Some(false))));
     assert!(none.facts.notes.iter().any(|note| note.contains("constant")), "{:?}", none.facts.notes);
@@ -228,7 +231,13 @@ fn odd_tables_train_or_say_why_not() {
     check(&|rows| with(rows, "converted", flags(rows, Some(false))));
     let numeric = check(&|rows| {
         let names = ["clicked", "user__activity.x", "user__activity.y"];
-        let all = rows.schema().fields().iter().map(|field| field.name().clone()).filter(|name| !names.contains(&name.as_str())).collect::<Vec<_>>();
+        let all = rows
+            .schema()
+            .fields()
+            .iter()
+            .map(|field| field.name().clone())
+            .filter(|name| !names.contains(&name.as_str()))
+            .collect::<Vec<_>>();
         all.iter().fold(rows.clone(), |rows, name| without(&rows, name))
     });
     assert_eq!(numeric.facts.features.len(), 2);
@@ -239,7 +248,11 @@ fn odd_tables_train_or_say_why_not() {
     });
     assert_eq!(constant.facts.dropped.len(), 3, "{:?}", constant.facts.dropped);
     check(&|rows| {
-        let rows = with(rows, "user__activity.x", numbers(rows, |i| [Some(f64::NAN), Some(f64::INFINITY), Some(1e300), None, Some(i as f64)][i % 5]));
+        let rows = with(
+            rows,
+            "user__activity.x",
+            numbers(rows, |i| [Some(f64::NAN), Some(f64::INFINITY), Some(1e300), None, Some(i as f64)][i % 5]),
+        );
         with(&rows, "ad_title", Arc::new(StringArray::from(vec![None::<&str>; rows.num_rows()])))
     });
     check(&|rows| table(vec![("clicked", rows.column_by_name("clicked").expect("labels").clone())]));
@@ -255,7 +268,8 @@ fn odd_tables_train_or_say_why_not() {
     assert!(refused(train_on(&|rows| without(rows, "clicked"))).to_string().contains("clicked"));
     let error = models.network.score(&without(&valid, "user__activity.x")).expect_err("a feature is missing");
     assert!(error.kind == Kind::Contract && error.to_string().contains("user__activity.x"), "{error}");
-    let error = models.network.score(&with(&valid, "user__activity.x", Arc::new(StringArray::from(vec!["1"; 300])))).expect_err("another type");
+    let error =
+        models.network.score(&with(&valid, "user__activity.x", Arc::new(StringArray::from(vec!["1"; 300])))).expect_err("another type");
     assert!(error.kind == Kind::Contract && error.to_string().contains("user__activity.x"), "{error}");
     let error = response::train(&ModelSettings { dropout: 1.0, ..settings.clone() }, &train, &valid, 7).expect_err("refused");
     assert_eq!(error.kind, Kind::Usage);
@@ -300,9 +314,11 @@ impl Shop {
     fn add(&mut self, user: &str, day: i32, signs: &Signs, queries: &[&str]) {
         let touched = signs.iter().filter(|sign| sign.1 + sign.2 > 0.0).map(|sign| CATEGORIES[sign.0].0.to_owned()).collect();
         self.users.push((user.to_owned(), day, touched, queries.iter().map(|query| (*query).to_owned()).collect()));
-        self.pairs.extend(signs.iter().map(|&(category, views, clicks, searches, terms)| {
-            (user.to_owned(), day, category, [views, clicks, searches, terms])
-        }));
+        self.pairs.extend(
+            signs
+                .iter()
+                .map(|&(category, views, clicks, searches, terms)| (user.to_owned(), day, category, [views, clicks, searches, terms])),
+        );
     }
 
     fn examples(&self) -> InterestExamples {
@@ -383,7 +399,8 @@ fn scores_of(signs: Signs, queries: &[&str]) -> BTreeMap<&'static str, (f64, f64
     shop.add("someone", 9, &signs, queries);
     let examples = shop.examples();
     let scored = interested().0.score(&examples.users, &examples.pairs).expect("scores");
-    let number = |name: &str| scored.column_by_name(name).expect("a score").as_any().downcast_ref::<Float64Array>().expect("numbers").clone();
+    let number =
+        |name: &str| scored.column_by_name(name).expect("a score").as_any().downcast_ref::<Float64Array>().expect("numbers").clone();
     let (score, above) = (number("score"), number("above_base"));
     signs.iter().enumerate().map(|(row, sign)| (CATEGORIES[sign.0].2, (score.value(row), above.value(row)))).collect()
 }
@@ -425,7 +442,8 @@ fn interest_is_calibrated_reproducible_and_survives_the_artefact() {
     let test = shop(800, 3);
     let (interest, facts) = interested();
     let scored = interest.score(&test.users, &test.pairs).expect("scores");
-    let p: f64 = scored.column_by_name("score").expect("a score").as_any().downcast_ref::<Float64Array>().expect("numbers").iter().flatten().sum();
+    let p: f64 =
+        scored.column_by_name("score").expect("a score").as_any().downcast_ref::<Float64Array>().expect("numbers").iter().flatten().sum();
     let keys = |table: &RecordBatch| -> Vec<(String, String)> {
         let text = |name: &str| table.column_by_name(name).expect("an id").as_any().downcast_ref::<StringArray>().expect("text").clone();
         let (users, categories) = (text("user_id"), text("category_id"));

@@ -367,7 +367,7 @@ fn campaigns_of(ids: &[&str], budgets: &[f64]) -> RecordBatch {
     RecordBatch::try_from_iter([
         ("campaign_id", Arc::new(StringArray::from(ids.to_vec())) as ArrayRef),
         ("daily_budget", Arc::new(Float64Array::from(budgets.to_vec()))),
-        ("frequency_cap", Arc::new(Int64Array::from_iter(ids.iter().enumerate().map(|(i, _)| (i % 2 == 0).then_some(2))))),
+        ("frequency_cap", Arc::new(Int64Array::from_iter((0..ids.len()).map(|i| (i % 2 == 0).then_some(2))))),
         ("target_cpa", Arc::new(Float64Array::from(vec![None; ids.len()]))),
     ])
     .unwrap()
