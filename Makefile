@@ -6,6 +6,9 @@
 # For local runs on made-up people only: whoever knows the key can link a pseudonym to a person.
 export NIGHTMARKET_PSEUDONYM_KEY ?= demo-key-for-local-runs-only
 
+# Threads of libtorch that wait should sleep, not spin: a busy machine is not ten times slower then.
+export OMP_WAIT_POLICY ?= passive
+
 CARGO ?= cargo
 NIGHTMARKET := $(or $(CARGO_TARGET_DIR),target)/release/nightmarket
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
@@ -64,7 +67,7 @@ image: ## Build the container image
 	docker build -f k8s/Containerfile --build-arg NIGHTMARKET_GIT_SHA="$$(git rev-parse --short=12 HEAD)" -t nightmarket:$(VERSION) .
 
 render: ## Print the Kubernetes manifests of every overlay
-	@for overlay in k8s/overlays/*; do echo "# $$overlay"; kubectl kustomize "$$overlay" || exit; echo ---; done
+	@for overlay in k8s/overlays/*; do echo "# $$overlay"; scripts/kubectl.sh kustomize "$$overlay" || exit; echo ---; done
 
 clean: ## Remove what runs left in .night; builds and libtorch stay
 	rm -rf .night

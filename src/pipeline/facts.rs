@@ -119,10 +119,14 @@ impl Facts {
 /// The night in ten lines.
 pub fn summary(facts: &Facts) -> Result<String, serde_json::Error> {
     let json = serde_json::to_value(facts)?;
-    let text = |path: &str| json.pointer(path).map_or("-".to_owned(), |value| value.as_str().map_or_else(|| value.to_string(), str::to_owned));
+    let text = |path: &str| match json.pointer(path) {
+        None | Some(Value::Null) => "-".to_owned(),
+        Some(Value::String(text)) => text.clone(),
+        Some(value) => value.to_string(),
+    };
     let sum = |list: &str, key: &str| {
         let rows = json.pointer(list).and_then(Value::as_array);
-        rows.into_iter().flatten().filter_map(|row| row[key].as_f64()).sum::<f64>()
+        rows.into_iter().flatten().filter_map(|row| row[key].as_f64()).fold(0.0, |sum, value| sum + value)
     };
     let count = |list: &str| json.pointer(list).and_then(Value::as_array).map_or(0, Vec::len);
     let find = |list: &str, key: &str, name: &str| {
@@ -146,6 +150,10 @@ pub fn summary(facts: &Facts) -> Result<String, serde_json::Error> {
     let arms: Vec<String> = json.pointer("/evaluate/arms").and_then(Value::as_array).into_iter().flatten().filter_map(|row| rate(row["arm"].as_str()?)).collect();
     let dropped = sum("/ingest/tables", "dropped_suppressed") + sum("/ingest/tables", "dropped_no_consent");
     let seconds: f64 = facts.timings.iter().map(|timing| timing.seconds).sum();
+    let served = match text("/evaluate/policy_version") {
+        none if none == "-" => "the arms of the logs, before any table".to_owned(),
+        version => version,
+    };
     let lines = [
         format!("{} {}: {} {}", text("/run/job"), text("/run/date"), text("/publish/state"), text("/publish/reason")),
         format!("input      {} raw rows in {} tables; {dropped} rows of suppressed or unconsenting people dropped", sum("/ingest/raw", "rows"), count("/ingest/raw")),
@@ -161,7 +169,7 @@ pub fn summary(facts: &Facts) -> Result<String, serde_json::Error> {
             sum("/targeting/campaigns", "planned_spend").round(),
             sum("/targeting/campaigns", "budget").round()
         ),
-        format!("measured   {} CTR: {}", text("/evaluate/policy_version"), if arms.is_empty() { "nothing served yet".to_owned() } else { arms.join(", ") }),
+        format!("measured   {served}: {}", if arms.is_empty() { "nothing was shown".to_owned() } else { format!("CTR of {}", arms.join(", ")) }),
         format!("report     {} ({seconds:.0} s; {} skipped)", facts.report.as_deref().unwrap_or("-"), facts.skipped.len()),
     ];
     Ok(lines.join("\n"))
