@@ -184,43 +184,42 @@ pub fn train(settings: &ModelSettings, train: &RecordBatch, valid: &RecordBatch,
     let (dense, out_of_fold) = Dense::fit(&map, &rows, &targets.positive);
     let dense_rows = dense.rows(&rows, Some(&out_of_fold));
 
-    let heads = 1 + usize::from(conversion.is_some());
-    let (core, weights) = match settings.architecture {
-        Architecture::Deep => {
-            let spec = Spec::deep(&map, settings.embedding_dim, &settings.hidden, heads, Vec::new());
-            let schedule = schedule(settings);
-            let (train, valid) = ((&rows, &targets), (&valid_rows, &valid_targets));
-            let (weights, epochs) = network::train(&spec, train, valid, &map.neutral_rows(), &schedule, seed)?;
-            facts.epochs = epochs;
-            (Core::Deep { spec }, weights)
-        }
-        Architecture::Article => {
-            let spec = Spec::article(dense.width(), heads);
-            let (train, valid) = ((&dense_rows, &targets), (&dense.rows(&valid_rows, None), &valid_targets));
-            let (weights, epochs) = network::train(&spec, train, valid, &[], &article_schedule(settings.threads), seed)?;
-            facts.epochs = epochs;
-            (Core::Plain { dense: dense.clone(), spec }, weights)
-        }
-    };
-    facts.chosen_epoch = facts.epochs.iter().rev().find(|epoch| epoch.kept).map(|epoch| epoch.epoch);
-    facts.parameters = weights.values().map(|weight| weight.data.len()).sum();
-    drop((rows, valid_rows));
-    let mut network = response(core, weights);
-    facts.network = network.calibrate(valid, &valid_targets)?;
-
     let mut weights = Weights::from([("click".to_owned(), logistic::fit(&dense_rows, &targets.positive, settings.baseline_l2)?)]);
     let mut constant = conversion;
-    if let Some((rows, converted)) = of_clicks(&targets) {
+    if let Some((clicks, converted)) = of_clicks(&targets) {
         let conversions = converted.iter().filter(|flag| **flag).count();
         if conversions >= MIN_CONVERSIONS && converted.len() - conversions >= MIN_CONVERSIONS {
-            weights.insert("conversion".to_owned(), logistic::fit(&dense_rows.select(&rows), &converted, settings.baseline_l2)?);
+            weights.insert("conversion".to_owned(), logistic::fit(&dense_rows.select(&clicks), &converted, settings.baseline_l2)?);
             constant = None;
         } else {
             facts.notes.push(format!("{conversions} conversions of {} clicks: the baseline's conversion is a constant", converted.len()));
         }
     }
-    let mut baseline = response(Core::Logistic { dense, conversion: constant }, weights);
+    let mut baseline = response(Core::Logistic { dense: dense.clone(), conversion: constant }, weights);
     facts.baseline = baseline.calibrate(valid, &valid_targets)?;
+
+    let heads = 1 + usize::from(conversion.is_some());
+    let (core, (weights, epochs)) = match settings.architecture {
+        Architecture::Deep => {
+            drop(dense_rows);
+            let spec = Spec::deep(&map, settings.embedding_dim, &settings.hidden, heads, Vec::new());
+            let (train, valid) = ((&rows, &targets), (&valid_rows, &valid_targets));
+            let trained = network::train(&spec, train, valid, &map.neutral_rows(), &schedule(settings), seed)?;
+            (Core::Deep { spec }, trained)
+        }
+        Architecture::Article => {
+            let spec = Spec::article(dense.width(), heads);
+            let (train, valid) = ((&dense_rows, &targets), (&dense.rows(&valid_rows, None), &valid_targets));
+            let trained = network::train(&spec, train, valid, &[], &article_schedule(settings.threads), seed)?;
+            (Core::Plain { dense, spec }, trained)
+        }
+    };
+    drop((rows, valid_rows));
+    facts.chosen_epoch = epochs.iter().rev().find(|epoch| epoch.kept).map(|epoch| epoch.epoch);
+    facts.epochs = epochs;
+    facts.parameters = weights.values().map(|weight| weight.data.len()).sum();
+    let mut network = response(core, weights);
+    facts.network = network.calibrate(valid, &valid_targets)?;
     Ok(ResponseModels { network, baseline, facts })
 }
 
