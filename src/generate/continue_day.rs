@@ -50,12 +50,12 @@ pub async fn continue_day(store: &Store, plan: &Continue, policy: &Store, key: &
     if marked.is_none() && is_there(store, date).await? {
         return Err(Error::usage(format_args!("{date} belongs to the history of {}", shop())).action("continue with the day after the last one"));
     }
-    // First: whoever resumes a day that was cut off must serve it by the same table.
+    let world = new_world(&world_plan);
+    let server = Server::new(&world, plan, &published, key)?;
+    // Before any row: whoever resumes a day that was cut off must serve it by the same table.
     if store.create(&marker(date), served_by.into()).await? == Created::Theirs {
         return Err(Error::usage(format_args!("{date} was served by another table, arms or key")).action("continue with the next day"));
     }
-    let world = new_world(&world_plan);
-    let server = Server::new(&world, plan, &published, key)?;
     let mut day = logs::day(&world, date, &server).with_context(|| format!("serving {date}"))?;
     let mut orders = earlier_orders(store, &world, date).await?;
     orders.append(&mut day.conversions);

@@ -398,14 +398,13 @@ fn impression(world: &World, policy: &impl Policy, shown: &Impression<'_>, impre
 fn true_arms(policy: &impl Policy, arms: &[ArmTruth; 3], date: NaiveDate) -> Result<File> {
     let mut table = Table::new(TRUE_ARMS)?;
     for (name, arm) in Arm::ALL.into_iter().zip(arms) {
-        let ratio = |a: f64, b: f64| if b > 0.0 { Cell::Float(a / b) } else { Cell::Null };
         table.push(&[
             name.as_str().into(),
             policy.version().into(),
             (arm.impressions as i64).into(),
             (arm.clicks as i64).into(),
-            ratio(arm.p_click, arm.impressions as f64),
-            ratio(arm.sampled_clicks, arm.sampled_shown),
+            arm.shown_ctr().into(),
+            arm.policy_ctr().into(),
         ])?;
     }
     table.finish(path("truth/arms", date))
