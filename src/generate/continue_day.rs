@@ -48,7 +48,9 @@ pub async fn continue_day(store: &Store, plan: &Continue, policy: &Store, key: &
     }))?;
     let marked = store.get_optional(&marker(date)).await?;
     if marked.is_none() && is_there(store, date).await? {
-        return Err(Error::usage(format_args!("{date} belongs to the history of {}", shop())).action("continue with the day after the last one"));
+        return Err(
+            Error::usage(format_args!("{date} belongs to the history of {}", shop())).action("continue with the day after the last one")
+        );
     }
     let world = new_world(&world_plan);
     let server = Server::new(&world, plan, &published, key)?;
@@ -108,8 +110,12 @@ impl Published {
 
 /// Orders of earlier days' clicks that may fall on `date`.
 async fn earlier_orders(store: &Store, world: &World, date: NaiveDate) -> Result<Vec<Conversion>> {
-    let owners: HashMap<&str, usize> =
-        world.users.iter().enumerate().flat_map(|(user, person)| person.devices.iter().map(move |device| (device.id.as_str(), user))).collect();
+    let owners: HashMap<&str, usize> = world
+        .users
+        .iter()
+        .enumerate()
+        .flat_map(|(user, person)| person.devices.iter().map(move |device| (device.id.as_str(), user)))
+        .collect();
     let ads: HashMap<&str, usize> = world.ads.iter().enumerate().map(|(i, ad)| (ad.id.as_str(), i)).collect();
     let mut orders = Vec::new();
     for back in 1..=CONVERSION_DAYS as u64 + 1 {

@@ -122,7 +122,8 @@ pub fn serve(
 ) -> Result<Ledger> {
     let running: Vec<bool> = (0..world.ads.len()).map(|ad| world.runs(ad, date)).collect();
     let mut till = Till::new(world, policy);
-    let affordable = |arm: Arm| running.iter().zip(&world.ads).map(|(running, ad)| *running && !till.exhausted(world, ad.campaign, arm)).collect();
+    let affordable =
+        |arm: Arm| running.iter().zip(&world.ads).map(|(running, ad)| *running && !till.exhausted(world, ad.campaign, arm)).collect();
     let mut open: [Vec<bool>; 3] = Arm::ALL.map(affordable);
     let mut seen: HashMap<(usize, usize), u32> = HashMap::new();
     let mut capped: HashMap<usize, Vec<usize>> = HashMap::new();
@@ -253,7 +254,11 @@ impl Till {
     fn price(&self, world: &World, ad: usize, multiplier: f64) -> Price {
         let ad = &world.ads[ad];
         let bid = (ad.bid as f64 * multiplier).round() as i64;
-        if world.campaigns[ad.campaign].per_click { Price { impression: 0, click: bid } } else { Price { impression: bid / 1000, click: 0 } }
+        if world.campaigns[ad.campaign].per_click {
+            Price { impression: 0, click: bid }
+        } else {
+            Price { impression: bid / 1000, click: 0 }
+        }
     }
 
     fn affords(&self, campaign: usize, arm: Arm, price: Price) -> bool {
@@ -448,7 +453,11 @@ mod tests {
         for (visit, arm) in visits.iter().flat_map(|visit| Arm::ALL.map(|arm| (visit, arm))) {
             policy.probabilities(visit, arm, &open, &mut probabilities);
             assert!((probabilities.iter().sum::<f64>() - 1.0).abs() < 1e-12);
-            let (least, most) = probabilities.iter().zip(&open).filter(|(_, open)| **open).fold((1.0_f64, 0.0_f64), |(a, b), (p, _)| (a.min(*p), b.max(*p)));
+            let (least, most) = probabilities
+                .iter()
+                .zip(&open)
+                .filter(|(_, open)| **open)
+                .fold((1.0_f64, 0.0_f64), |(a, b), (p, _)| (a.min(*p), b.max(*p)));
             assert!(least > 1e-3, "{arm}: no ad is out of reach, not even the least: {least}");
             assert!(probabilities.iter().zip(&open).all(|(p, open)| *open || *p == 0.0));
             assert!(arm != Arm::Holdout || most - least < 1e-12, "the holdout is untargeted");
