@@ -173,9 +173,3 @@ impl From<serde_json::Error> for Error {
         Error::internal(format_args!("JSON: {error}"))
     }
 }
-
-impl From<tch::TchError> for Error {
-    fn from(error: tch::TchError) -> Self {
-        Error::internal(format_args!("libtorch: {error}"))
-    }
-}

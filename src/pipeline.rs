@@ -60,6 +60,7 @@ async fn night(run: &Run, spec: &Spec, key: &Key, until: Stage, facts: &mut Fact
     let previous = publish::previous(&run.output, run.date).await?;
     let policy_version = serving::policy_version(run, spec, &staged, previous.as_ref());
     facts.ingested(&staged, &policy_version);
+    run.log_stage("ingest");
     if until == Stage::Ingest {
         return Ok(());
     }
@@ -67,6 +68,7 @@ async fn night(run: &Run, spec: &Spec, key: &Key, until: Stage, facts: &mut Fact
     let with_interest = staged.has("events");
     let snapshots = features::run(run, &staged, &spec.dataset.snapshot_days(run.date, with_interest)).await?;
     facts.featured(&snapshots);
+    run.log_stage("features");
     if until == Stage::Features {
         return Ok(());
     }
@@ -77,12 +79,14 @@ async fn night(run: &Run, spec: &Spec, key: &Key, until: Stage, facts: &mut Fact
         false => None,
     };
     facts.prepared(&examples, interest_examples.as_ref());
+    run.log_stage("dataset");
     if until == Stage::Dataset {
         return Ok(());
     }
 
     let learned = learning::learn(run, spec, &staged, &examples, interest_examples.as_ref()).await?;
     facts.model = Some(learned.facts.clone());
+    run.log_stage("model");
     if until == Stage::Model {
         return Ok(());
     }
@@ -91,18 +95,21 @@ async fn night(run: &Run, spec: &Spec, key: &Key, until: Stage, facts: &mut Fact
     let judged = learning::judge(run, spec, &examples, &learned, champion.as_ref(), staged.people.is_some()).await?;
     let chosen = learning::choose(&judged, learned, champion)?;
     facts.gate = Some(judged);
+    run.log_stage("gate");
     if until == Stage::Gate {
         return Ok(());
     }
 
     let segmented = serving::segments(run, spec, &staged, &snapshots, &chosen, previous.as_ref()).await?;
     facts.segments = Some(segmented.facts.clone());
+    run.log_stage("segments");
     if until == Stage::Segments {
         return Ok(());
     }
 
     let planned = serving::targeting(run, spec, &staged, &snapshots, &chosen, &segmented, &policy_version).await?;
     facts.targeting = Some(planned.facts.clone());
+    run.log_stage("targeting");
     if until == Stage::Targeting {
         return Ok(());
     }
@@ -122,6 +129,7 @@ async fn night(run: &Run, spec: &Spec, key: &Key, until: Stage, facts: &mut Fact
     facts.admit = Some(admission);
     facts.off_policy = off_policy;
     facts.movers = Some(serving::movers(run, &tables, previous.as_ref()).await?);
+    run.log_stage("publish");
     if until == Stage::Publish {
         return Ok(());
     }

@@ -496,3 +496,9 @@ fn weight(tensor: &Tensor) -> Weight {
     host.copy_data(&mut data, host.numel());
     Weight { shape: host.size().iter().map(|size| *size as usize).collect(), data }
 }
+
+impl From<tch::TchError> for crate::error::Error {
+    fn from(error: tch::TchError) -> Self {
+        crate::error::Error::internal(format_args!("libtorch: {error}"))
+    }
+}

@@ -31,6 +31,8 @@ pub struct Run {
     pub catalog: Catalog,
     pub engine: engine::Settings,
     timings: Mutex<Vec<Timing>>,
+    /// How many of them are in the log.
+    logged: Mutex<usize>,
 }
 
 /// How long a step took; kept out of every compared file.
@@ -38,6 +40,8 @@ pub struct Run {
 pub struct Timing {
     pub stage: String,
     pub seconds: f64,
+    /// Written.
+    pub rows: u64,
     /// The step was complete and verified from an earlier run.
     pub reused: bool,
 }
@@ -96,7 +100,7 @@ impl Step {
 
 impl Run {
     pub fn new(job: Job, date: NaiveDate, raw: Store, output: Store, catalog: Catalog, engine: engine::Settings) -> Self {
-        Self { job, date, raw, output, catalog, engine, timings: Mutex::new(Vec::new()) }
+        Self { job, date, raw, output, catalog, engine, timings: Mutex::default(), logged: Mutex::default() }
     }
 
     pub fn as_of(&self) -> DateTime<Utc> {
@@ -137,9 +141,20 @@ impl Run {
         };
         let rows: u64 = done.files.iter().filter_map(|file| file.rows).sum();
         let seconds = started.elapsed().as_secs_f64();
-        tracing::info!(step = folder, rows, seconds = (seconds * 100.0).round() / 100.0, reused, path = %done.store.locate(""), "step");
-        self.timings.lock().expect("no panic holds this lock").push(Timing { stage: folder.to_owned(), seconds, reused });
+        tracing::debug!(step = folder, rows, seconds, reused, path = %done.store.locate(""), "step");
+        self.timings.lock().expect("no panic holds this lock").push(Timing { stage: folder.to_owned(), seconds, rows, reused });
         Ok(done)
+    }
+
+    /// Logs what the steps since the last call were: the line of a stage for the morning after.
+    pub fn log_stage(&self, stage: &str) {
+        let timings = self.timings();
+        let mut logged = self.logged.lock().expect("no panic holds this lock");
+        let steps = &timings[*logged..];
+        *logged = timings.len();
+        let rows: u64 = steps.iter().map(|step| step.rows).sum();
+        let seconds = (steps.iter().map(|step| step.seconds).sum::<f64>() * 100.0).round() / 100.0;
+        tracing::info!(stage, steps = steps.len(), reused = steps.iter().filter(|step| step.reused).count(), rows, seconds, "done");
     }
 
     /// How long each step took, in order.

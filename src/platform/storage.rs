@@ -22,9 +22,9 @@ use url::Url;
 /// A folder in an object store.
 #[derive(Clone, Debug)]
 pub struct Store {
-    inner: Arc<dyn ObjectStore>,
-    /// The folder within `inner`. object_store's PrefixStore would keep it, but its answer to a HEAD names the object by its whole
-    /// path (0.13), and DataFusion then takes the file for absent.
+    root: Arc<dyn ObjectStore>,
+    /// The folder in `root`. object_store's own PrefixStore leaves the whole path in the answer to a HEAD, so that DataFusion
+    /// takes the file for another one and reads no rows.
     prefix: Path,
     url: Url,
 }
@@ -71,22 +71,22 @@ impl Store {
             let folder = url.to_file_path().map_err(|()| Error::usage(format_args!("store {location} is not a local path")))?;
             std::fs::create_dir_all(&folder).with_context(|| format!("making store folder {}", folder.display()))?;
             let inner = object_store::local::LocalFileSystem::new_with_prefix(&folder)?;
-            return Ok(Self { inner: Arc::new(inner), prefix: Path::default(), url });
+            return Ok(Self::over(Arc::new(inner), url));
         }
         let options = std::env::vars().filter(|(name, _)| ["AWS_", "GOOGLE_", "AZURE_"].iter().any(|prefix| name.starts_with(prefix)));
         let options = options.map(|(name, value)| (name.to_ascii_lowercase(), value));
         let (inner, prefix) = object_store::parse_url_opts(&url, options).with_context(|| format!("opening store {location}"))?;
-        Ok(Self { inner: inner.into(), prefix, url })
+        Ok(Self { root: inner.into(), prefix, url })
     }
 
     /// A store over a given implementation; tests use it to inject faults.
-    pub fn over(inner: Arc<dyn ObjectStore>, url: Url) -> Self {
-        Self { inner, prefix: Path::default(), url }
+    pub fn over(root: Arc<dyn ObjectStore>, url: Url) -> Self {
+        Self { root, prefix: Path::default(), url }
     }
 
     /// The folder `prefix` of this store, as a store.
     pub fn child(&self, prefix: &str) -> Self {
-        Self { inner: self.inner.clone(), prefix: self.path_of(prefix), url: self.locate(prefix) }
+        Self { root: self.root.clone(), prefix: self.at(prefix), url: self.locate(prefix) }
     }
 
     /// The address of an object or folder, for people, logs and ad servers.
@@ -96,12 +96,13 @@ impl Store {
         url
     }
 
-    /// The whole object store, in which an object of this folder stands at [`Self::path_of`].
+    /// The whole store in which this one is a folder; its paths are those of [`Store::at`].
     pub fn object_store(&self) -> Arc<dyn ObjectStore> {
-        self.inner.clone()
+        self.root.clone()
     }
 
-    pub fn path_of(&self, path: &str) -> Path {
+    /// An object's path in the whole store.
+    pub fn at(&self, path: &str) -> Path {
         self.prefix.parts().chain(Path::from(path).parts()).collect()
     }
 
@@ -112,7 +113,7 @@ impl Store {
 
     /// The whole object, when there is one.
     pub async fn get_optional(&self, path: &str) -> Result<Option<Bytes>> {
-        match self.inner.get_opts(&self.path_of(path), GetOptions::default()).await {
+        match self.root.get_opts(&self.at(path), GetOptions::default()).await {
             Ok(found) => Ok(Some(found.bytes().await.with_context(|| format!("reading {}", self.locate(path)))?)),
             Err(object_store::Error::NotFound { .. }) => Ok(None),
             Err(error) => Err(Error::from(error).context(format_args!("reading {}", self.locate(path)))),
@@ -122,7 +123,7 @@ impl Store {
     /// Writes an object whole, over an older one if there is one.
     pub async fn put(&self, path: &str, bytes: Bytes) -> Result<FileEntry> {
         let entry = FileEntry { path: path.into(), bytes: bytes.len() as u64, sha256: sha256(&bytes), rows: None, schema: Vec::new() };
-        let written = self.inner.put(&self.path_of(path), PutPayload::from_bytes(bytes)).await;
+        let written = self.root.put(&self.at(path), PutPayload::from_bytes(bytes)).await;
         written.with_context(|| format!("writing {}", self.locate(path)))?;
         Ok(entry)
     }
@@ -131,7 +132,7 @@ impl Store {
     /// write that succeeded, so the object is read back: ours is ours, whoever's retry it was.
     pub async fn create(&self, path: &str, bytes: Bytes) -> Result<Created> {
         let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
-        match self.inner.put_opts(&self.path_of(path), PutPayload::from_bytes(bytes.clone()), options).await {
+        match self.root.put_opts(&self.at(path), PutPayload::from_bytes(bytes.clone()), options).await {
             Ok(_) => Ok(Created::Ours),
             Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {
                 Ok(if self.get(path).await? == bytes { Created::Ours } else { Created::Theirs })
@@ -140,22 +141,23 @@ impl Store {
         }
     }
 
-    /// All objects below `prefix`, or the object of that very name; sorted by path.
+    /// All objects below `prefix`, sorted by path; or the object of that very path.
     pub async fn list(&self, prefix: &str) -> Result<Vec<Object>> {
-        let prefix_path = self.path_of(prefix);
-        let found: object_store::Result<Vec<_>> = self.inner.list(Some(&prefix_path)).try_collect().await;
-        let mut found = found.with_context(|| format!("listing {}", self.locate(prefix)))?;
-        if found.is_empty() && prefix_path.extension().is_some() {
-            match self.inner.head(&prefix_path).await {
+        let path = self.at(prefix);
+        let listing = || format!("listing {}", self.locate(prefix));
+        let mut found: Vec<_> = self.root.list(Some(&path)).try_collect().await.with_context(listing)?;
+        if found.is_empty() && !prefix.is_empty() {
+            match self.root.head(&path).await {
                 Ok(object) => found.push(object),
                 Err(object_store::Error::NotFound { .. }) => {}
-                Err(error) => return Err(Error::from(error).context(format_args!("listing {}", self.locate(prefix)))),
+                Err(error) => return Err(Error::from(error).context(listing())),
             }
         }
+        let below = |path: &Path| path.prefix_match(&self.prefix).map(|parts| parts.collect::<Path>()).unwrap_or_default();
         let mut objects: Vec<_> = found
             .into_iter()
             .map(|meta| Object {
-                path: self.within(&meta.location),
+                path: below(&meta.location).to_string(),
                 bytes: meta.size,
                 version: meta.e_tag.unwrap_or_else(|| meta.last_modified.to_rfc3339()),
             })
@@ -164,13 +166,8 @@ impl Store {
         Ok(objects)
     }
 
-    /// The path of an object relative to this folder.
-    fn within(&self, location: &Path) -> String {
-        location.prefix_match(&self.prefix).map_or_else(|| location.to_string(), |parts| parts.collect::<Path>().to_string())
-    }
-
     pub async fn delete(&self, path: &str) -> Result<()> {
-        self.inner.delete(&self.path_of(path)).await.with_context(|| format!("deleting {}", self.locate(path)))
+        self.root.delete(&self.at(path)).await.with_context(|| format!("deleting {}", self.locate(path)))
     }
 
     /// Writes record batches as one Parquet object, zstd, rows in the order given.
@@ -246,5 +243,16 @@ mod tests {
         assert_eq!(store.create("c/1.json", Bytes::from_static(b"a")).await.expect("retried"), Created::Ours);
         assert_eq!(store.create("c/1.json", Bytes::from_static(b"b")).await.expect("raced"), Created::Theirs);
         assert_eq!(store.child("c").get("1.json").await.expect("read"), Bytes::from_static(b"a"));
+    }
+
+    #[tokio::test]
+    async fn a_folder_lists_its_own_paths_and_a_file_itself() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let store = Store::open(folder.path().to_str().expect("UTF-8")).expect("a store").child("a").child("b");
+        store.put("dt=1/x.csv", Bytes::from_static(b"x")).await.expect("written");
+        for (prefix, found) in [("", 1), ("dt=1", 1), ("dt=1/x.csv", 1), ("dt=2", 0), ("dt", 0)] {
+            let paths: Vec<String> = store.list(prefix).await.expect("listed").into_iter().map(|object| object.path).collect();
+            assert_eq!(paths, vec!["dt=1/x.csv"; found], "{prefix}");
+        }
     }
 }
