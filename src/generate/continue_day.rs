@@ -48,14 +48,16 @@ pub async fn continue_day(store: &Store, plan: &Continue, policy: &Store, key: &
     }))?;
     let marked = store.get_optional(&marker(date)).await?;
     if marked.is_none() && is_there(store, date).await? {
-        return Err(Error::usage(format_args!("{date} belongs to the history of {}", shop())).action("continue with the day after the last one"));
-    }
-    // First: whoever resumes a day that was cut off must serve it by the same table.
-    if store.create(&marker(date), served_by.into()).await? == Created::Theirs {
-        return Err(Error::usage(format_args!("{date} was served by another table, arms or key")).action("continue with the next day"));
+        return Err(
+            Error::usage(format_args!("{date} belongs to the history of {}", shop())).action("continue with the day after the last one")
+        );
     }
     let world = new_world(&world_plan);
     let server = Server::new(&world, plan, &published, key)?;
+    // Before any row: whoever resumes a day that was cut off must serve it by the same table.
+    if store.create(&marker(date), served_by.into()).await? == Created::Theirs {
+        return Err(Error::usage(format_args!("{date} was served by another table, arms or key")).action("continue with the next day"));
+    }
     let mut day = logs::day(&world, date, &server).with_context(|| format!("serving {date}"))?;
     let mut orders = earlier_orders(store, &world, date).await?;
     orders.append(&mut day.conversions);
@@ -108,8 +110,12 @@ impl Published {
 
 /// Orders of earlier days' clicks that may fall on `date`.
 async fn earlier_orders(store: &Store, world: &World, date: NaiveDate) -> Result<Vec<Conversion>> {
-    let owners: HashMap<&str, usize> =
-        world.users.iter().enumerate().flat_map(|(user, person)| person.devices.iter().map(move |device| (device.id.as_str(), user))).collect();
+    let owners: HashMap<&str, usize> = world
+        .users
+        .iter()
+        .enumerate()
+        .flat_map(|(user, person)| person.devices.iter().map(move |device| (device.id.as_str(), user)))
+        .collect();
     let ads: HashMap<&str, usize> = world.ads.iter().enumerate().map(|(i, ad)| (ad.id.as_str(), i)).collect();
     let mut orders = Vec::new();
     for back in 1..=CONVERSION_DAYS as u64 + 1 {

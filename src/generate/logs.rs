@@ -6,9 +6,7 @@
 use super::people::{self, Action, Visit};
 use super::serving::{ArmTruth, CampaignHour, Impression, Policy, serve};
 use super::words::REGIONS;
-use super::world::{
-    Conversion, DAY, HOUR, ITEMS_PER_CATEGORY, SECOND, Stream, World, any_category, day_number, device_id, midnight, uid,
-};
+use super::world::{Conversion, DAY, HOUR, ITEMS_PER_CATEGORY, SECOND, Stream, World, any_category, day_number, device_id, midnight, uid};
 use super::write::{Cell, Columns, File, Kind, Table};
 use crate::error::Result;
 use crate::targeting::arms::Arm;
@@ -58,13 +56,8 @@ pub const CLICKS: Columns = &[
     ("charge", Kind::Float),
 ];
 
-pub const CONVERSIONS: Columns = &[
-    ("order_id", Kind::Id),
-    ("ts", Kind::Time),
-    ("recv_ts", Kind::Time),
-    ("impression_id", Kind::Id),
-    ("amount", Kind::Float),
-];
+pub const CONVERSIONS: Columns =
+    &[("order_id", Kind::Id), ("ts", Kind::Time), ("recv_ts", Kind::Time), ("impression_id", Kind::Id), ("amount", Kind::Float)];
 
 pub const BID_HOURS: Columns = &[
     ("campaign", Kind::Text),
@@ -119,7 +112,15 @@ pub fn day(world: &World, date: NaiveDate, policy: &impl Policy) -> Result<Day> 
         if let Some(click) = &shown.click {
             set(&mut click_id, format_args!("k{stamp}{:09}", shown.number));
             let device = &world.users[shown.visit.user as usize].devices[usize::from(shown.visit.device)];
-            let row = [(&click_id).into(), Cell::Null, Cell::Null, (&impression_id).into(), (&device.id).into(), (&world.ads[shown.ad].id).into(), money(click.charge)];
+            let row = [
+                (&click_id).into(),
+                Cell::Null,
+                Cell::Null,
+                (&impression_id).into(),
+                (&device.id).into(),
+                (&world.ads[shown.ad].id).into(),
+                money(click.charge),
+            ];
             clicks.push(click.at, row, &mut rng)?;
             conversions.extend(world.conversion(&impression_id, shown.visit.user as usize, shown.ad, click.at));
         }
@@ -373,7 +374,14 @@ pub fn linked_bots(world: &World) -> impl Iterator<Item = (String, usize)> {
 
 // ---------------------------------------------------------------------------------------------------------------------------- ads
 
-fn impression(world: &World, policy: &impl Policy, shown: &Impression<'_>, impression_id: &str, log: &mut Log, rng: &mut ChaCha8Rng) -> Result<()> {
+fn impression(
+    world: &World,
+    policy: &impl Policy,
+    shown: &Impression<'_>,
+    impression_id: &str,
+    log: &mut Log,
+    rng: &mut ChaCha8Rng,
+) -> Result<()> {
     let user = shown.visit.user as usize;
     let device = &world.users[user].devices[usize::from(shown.visit.device)];
     // A slot that the page forgot to number.
@@ -398,14 +406,13 @@ fn impression(world: &World, policy: &impl Policy, shown: &Impression<'_>, impre
 fn true_arms(policy: &impl Policy, arms: &[ArmTruth; 3], date: NaiveDate) -> Result<File> {
     let mut table = Table::new(TRUE_ARMS)?;
     for (name, arm) in Arm::ALL.into_iter().zip(arms) {
-        let ratio = |a: f64, b: f64| if b > 0.0 { Cell::Float(a / b) } else { Cell::Null };
         table.push(&[
             name.as_str().into(),
             policy.version().into(),
             (arm.impressions as i64).into(),
             (arm.clicks as i64).into(),
-            ratio(arm.p_click, arm.impressions as f64),
-            ratio(arm.sampled_clicks, arm.sampled_shown),
+            arm.shown_ctr().into(),
+            arm.policy_ctr().into(),
         ])?;
     }
     table.finish(path("truth/arms", date))

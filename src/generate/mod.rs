@@ -10,7 +10,8 @@
 //! truth/impressions/dt=   p(click), p(conversion | click) of each impression
 //! truth/arms/dt=          CTR of what each arm showed, and of its policy had it served everybody
 //! truth/interests/        what each user really cares for
-//! truth/lift.json         the history's arms and the lift of champion over holdout
+//! truth/lift.json         the same of the whole history, and the lift of champion over holdout
+//! truth/served/dt=.json   of a continued day: by which table
 //! ```
 
 mod continue_day;
@@ -200,17 +201,20 @@ fn interests(world: &World) -> Result<write::File> {
     table.finish("truth/interests/part-0.parquet".into())
 }
 
-/// `truth/lift.json`: the CTR that each arm's policy has when it serves everybody, and what that says of champion over holdout.
+/// `truth/lift.json`: by arm, the CTR of what it showed and the CTR that its policy has when it serves everybody without caps and
+/// budgets; and what each says of champion over holdout.
 fn lift<'a>(days: impl Iterator<Item = &'a [ArmTruth; 3]>) -> Result<Vec<u8>> {
-    let mut sums = [(0.0, 0.0); 3];
+    let mut sums = [ArmTruth::default(); 3];
     for arms in days {
-        for (sum, arm) in sums.iter_mut().zip(arms) {
-            *sum = (sum.0 + arm.sampled_clicks, sum.1 + arm.sampled_shown);
-        }
+        sums.iter_mut().zip(arms).for_each(|(sum, arm)| sum.add(arm));
     }
-    let ctr = sums.map(|(clicks, shown)| if shown > 0.0 { clicks / shown } else { 0.0 });
-    let arms: BTreeMap<&str, f64> = Arm::ALL.map(Arm::as_str).into_iter().zip(ctr).collect();
-    let (champion, holdout) = (ctr[Arm::Champion as usize], ctr[Arm::Holdout as usize]);
-    let lift = (holdout > 0.0).then(|| champion / holdout - 1.0);
-    Ok(serde_json::to_vec_pretty(&serde_json::json!({ "policy_ctr": arms, "lift": lift }))?)
+    let ctr = |arm: &ArmTruth| serde_json::json!({ "shown_ctr": arm.shown_ctr(), "policy_ctr": arm.policy_ctr() });
+    let arms = Arm::ALL.into_iter().zip(&sums).map(|(name, arm)| (name.to_string(), ctr(arm)));
+    let [champion, _, holdout] = &sums;
+    let lift = |of: fn(&ArmTruth) -> Option<f64>| Some(of(champion)? / of(holdout)? - 1.0);
+    Ok(serde_json::to_vec_pretty(&serde_json::json!({
+        "arms": arms.collect::<serde_json::Map<_, _>>(),
+        "shown_lift": lift(ArmTruth::shown_ctr),
+        "policy_lift": lift(ArmTruth::policy_ctr),
+    }))?)
 }

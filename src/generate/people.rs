@@ -49,9 +49,8 @@ pub enum Action {
 }
 
 /// Relative traffic by local hour; the last visits begin at 23:30.
-const HOURS: [f64; 24] = [
-    1.5, 0.8, 0.4, 0.2, 0.2, 0.4, 1.0, 2.0, 3.0, 4.0, 4.5, 4.8, 5.5, 5.0, 4.2, 4.0, 4.0, 4.2, 5.0, 6.5, 8.0, 8.5, 6.5, 3.0,
-];
+const HOURS: [f64; 24] =
+    [1.5, 0.8, 0.4, 0.2, 0.2, 0.4, 1.0, 2.0, 3.0, 4.0, 4.5, 4.8, 5.5, 5.0, 4.2, 4.0, 4.0, 4.2, 5.0, 6.5, 8.0, 8.5, 6.5, 3.0];
 
 /// Share of visits that have nothing to do with the user's interests.
 const BROWSING: f64 = 0.25;
@@ -75,7 +74,13 @@ pub fn day(world: &World, user: usize, date: NaiveDate, visits: &mut Vec<Visit>,
 
 fn visit(person: &User, user: usize, index: u32, start: i64, rng: &mut ChaCha8Rng) -> Visit {
     let mut left = rng.random::<f64>() * HOURS.iter().sum::<f64>();
-    let hour = HOURS.iter().position(|weight| { left -= weight; left < 0.0 }).unwrap_or(0);
+    let hour = HOURS
+        .iter()
+        .position(|weight| {
+            left -= weight;
+            left < 0.0
+        })
+        .unwrap_or(0);
     let at = (hour as i64 * HOUR + rng.random_range(0..HOUR)).min(DAY - HOUR / 2);
     let known: Vec<usize> = (0..person.devices.len()).filter(|&k| person.devices[k].since < start).collect();
     // The first device is the main one.
@@ -97,7 +102,10 @@ fn focus(person: &User, rng: &mut ChaCha8Rng) -> usize {
         return any_category(rng);
     }
     let mut left = rng.random::<f64>();
-    let found = person.interests.iter().find(|(_, weight)| { left -= weight; left < 0.0 });
+    let found = person.interests.iter().find(|(_, weight)| {
+        left -= weight;
+        left < 0.0
+    });
     found.unwrap_or(&person.interests[0]).0
 }
 

@@ -92,6 +92,26 @@ pub struct ArmTruth {
     pub sampled_clicks: f64,
 }
 
+impl ArmTruth {
+    /// The true CTR of what was shown.
+    pub fn shown_ctr(&self) -> Option<f64> {
+        (self.impressions > 0).then(|| self.p_click / self.impressions as f64)
+    }
+
+    /// The true CTR of the arm's policy over everybody.
+    pub fn policy_ctr(&self) -> Option<f64> {
+        (self.sampled_shown > 0.0).then(|| self.sampled_clicks / self.sampled_shown)
+    }
+
+    pub fn add(&mut self, other: &Self) {
+        self.impressions += other.impressions;
+        self.clicks += other.clicks;
+        self.p_click += other.p_click;
+        self.sampled_shown += other.sampled_shown;
+        self.sampled_clicks += other.sampled_clicks;
+    }
+}
+
 /// Serves the day's visits, which are sorted by time.
 pub fn serve(
     world: &World,
@@ -102,7 +122,8 @@ pub fn serve(
 ) -> Result<Ledger> {
     let running: Vec<bool> = (0..world.ads.len()).map(|ad| world.runs(ad, date)).collect();
     let mut till = Till::new(world, policy);
-    let affordable = |arm: Arm| running.iter().zip(&world.ads).map(|(running, ad)| *running && !till.exhausted(world, ad.campaign, arm)).collect();
+    let affordable =
+        |arm: Arm| running.iter().zip(&world.ads).map(|(running, ad)| *running && !till.exhausted(world, ad.campaign, arm)).collect();
     let mut open: [Vec<bool>; 3] = Arm::ALL.map(affordable);
     let mut seen: HashMap<(usize, usize), u32> = HashMap::new();
     let mut capped: HashMap<usize, Vec<usize>> = HashMap::new();
@@ -233,7 +254,11 @@ impl Till {
     fn price(&self, world: &World, ad: usize, multiplier: f64) -> Price {
         let ad = &world.ads[ad];
         let bid = (ad.bid as f64 * multiplier).round() as i64;
-        if world.campaigns[ad.campaign].per_click { Price { impression: 0, click: bid } } else { Price { impression: bid / 1000, click: 0 } }
+        if world.campaigns[ad.campaign].per_click {
+            Price { impression: 0, click: bid }
+        } else {
+            Price { impression: bid / 1000, click: 0 }
+        }
     }
 
     fn affords(&self, campaign: usize, arm: Arm, price: Price) -> bool {
@@ -408,4 +433,36 @@ fn solve(rate: impl Fn(f64) -> f64, goal: f64) -> f64 {
         if rate(middle) < goal { low = middle } else { high = middle }
     }
     (low + high) / 2.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::generate::Plan;
+
+    #[test]
+    fn a_slot_shows_every_open_ad_with_its_probability() {
+        let plan = Plan { users: 20, days: 5, seed: 3, until: NaiveDate::from_ymd_opt(2026, 11, 22).expect("a date") };
+        let world = World::draw(&plan);
+        let policy = Launch::new(&world, plan.until);
+        let mut visits = Vec::new();
+        (0..20).for_each(|user| people::day(&world, user, plan.until, &mut visits, &mut Vec::new()));
+        let open: Vec<bool> = (0..world.ads.len()).map(|ad| ad % 3 != 0).collect();
+        let mut probabilities = vec![0.0; world.ads.len()];
+        let mut spread = 0.0_f64;
+        for (visit, arm) in visits.iter().flat_map(|visit| Arm::ALL.map(|arm| (visit, arm))) {
+            policy.probabilities(visit, arm, &open, &mut probabilities);
+            assert!((probabilities.iter().sum::<f64>() - 1.0).abs() < 1e-12);
+            let (least, most) = probabilities
+                .iter()
+                .zip(&open)
+                .filter(|(_, open)| **open)
+                .fold((1.0_f64, 0.0_f64), |(a, b), (p, _)| (a.min(*p), b.max(*p)));
+            assert!(least > 1e-3, "{arm}: no ad is out of reach, not even the least: {least}");
+            assert!(probabilities.iter().zip(&open).all(|(p, open)| *open || *p == 0.0));
+            assert!(arm != Arm::Holdout || most - least < 1e-12, "the holdout is untargeted");
+            spread = spread.max(most / least);
+        }
+        assert!(spread > 3.0, "the champion is targeted: {spread}");
+    }
 }

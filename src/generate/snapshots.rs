@@ -10,13 +10,8 @@ use chrono::{Days, NaiveDate};
 
 pub const USERS: Columns = &[("uid", Kind::Text), ("region", Kind::Text), ("registered", Kind::Time)];
 
-pub const CONSENTS: Columns = &[
-    ("uid", Kind::Text),
-    ("profile_ok", Kind::Text),
-    ("ads_ok", Kind::Text),
-    ("measure_ok", Kind::Text),
-    ("updated", Kind::Time),
-];
+pub const CONSENTS: Columns =
+    &[("uid", Kind::Text), ("profile_ok", Kind::Text), ("ads_ok", Kind::Text), ("measure_ok", Kind::Text), ("updated", Kind::Time)];
 
 pub const IDENTITIES: Columns = &[("device_id", Kind::Text), ("uid", Kind::Text), ("linked", Kind::Time)];
 

@@ -17,13 +17,6 @@ pub struct Category {
     pub en_words: &'static [&'static str],
 }
 
-impl Category {
-    /// Everything that people type when they look for it: the two names first, then its words.
-    pub fn terms(&self) -> impl Iterator<Item = &'static str> {
-        [self.zh, self.en].into_iter().chain(self.zh_words.iter().copied()).chain(self.en_words.iter().copied())
-    }
-}
-
 macro_rules! categories {
     ($($id:literal $parent:expr, $zh:literal $en:literal $sensitive:literal $price:literal $popularity:literal [$($zhw:literal)*] [$($enw:literal)*];)*) => {
         &[$(Category { id: $id, parent: $parent, zh: $zh, en: $en, sensitive: $sensitive, price: $price, popularity: $popularity,

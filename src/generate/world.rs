@@ -272,7 +272,13 @@ pub fn sigmoid(x: f64) -> f64 {
 pub fn any_category(rng: &mut ChaCha8Rng) -> usize {
     let total: f64 = CATEGORIES.iter().map(|category| category.popularity).sum();
     let mut left = rng.random::<f64>() * total;
-    CATEGORIES.iter().position(|category| { left -= category.popularity; left < 0.0 }).unwrap_or(0)
+    CATEGORIES
+        .iter()
+        .position(|category| {
+            left -= category.popularity;
+            left < 0.0
+        })
+        .unwrap_or(0)
 }
 
 // ----------------------------------------------------------------------------------------------------------------------- drawing
@@ -305,7 +311,7 @@ fn user(plan: &Plan, i: usize) -> User {
         devices: devices(plan, i, registered, horizon, rng),
         consents: [rng.random_bool(0.97), rng.random_bool(0.97), rng.random_bool(0.98)],
         withdraws: later(rng, 0.01).filter(|at| *at > registered),
-        suppressed: later(rng, 0.005).filter(|at| *at > registered),
+        suppressed: later(rng, 0.01).filter(|at| *at > registered),
     }
 }
 

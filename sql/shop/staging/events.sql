@@ -12,12 +12,9 @@ delivered AS (
     WHERE delivery = 1
       AND NOT REGEXP_LIKE(COALESCE(user_agent, ''), 'bot|spider|crawl', 'i')
 ),
--- Nobody does a thousand things a day; who says so is a machine under a browser's name.
-machines AS (
-    SELECT device_id
+counted AS (
+    SELECT *, COUNT(*) OVER (PARTITION BY device_id) AS n_of_device
     FROM delivered
-    GROUP BY device_id
-    HAVING COUNT(*) > 1000
 ),
 cleaned AS (
     SELECT
@@ -42,7 +39,9 @@ cleaned AS (
             WHEN LOWER(TRIM(channel)) IN ('app', 'ios', 'android') THEN 'app'
             WHEN LOWER(TRIM(channel)) IN ('mini-program', 'miniprogram', 'mini_program', '小程序') THEN 'mini-program'
         END AS platform
-    FROM delivered
+    FROM counted
+    -- Nobody does a thousand things a day; who says so is a machine under a browser's name.
+    WHERE n_of_device <= 1000
 )
 SELECT
     cleaned.event_id,
@@ -58,8 +57,7 @@ SELECT
     CASE WHEN cleaned.qty > 0 THEN cleaned.qty END AS quantity,  -- count; NULL = not a cart or purchase
     cleaned.platform                                        -- web, app, mini-program; NULL = not said
 FROM cleaned
-LEFT JOIN machines ON machines.device_id = cleaned.device_id
 -- A link counts from when it was made: yesterday's features must not know of today's sign-in.
 LEFT JOIN identities ON identities.device_id = cleaned.device_id AND identities.linked_at <= cleaned.ts
 LEFT JOIN items ON items.item_id = cleaned.sku
-WHERE machines.device_id IS NULL AND cleaned.event_type IS NOT NULL
+WHERE cleaned.event_type IS NOT NULL
