@@ -6,8 +6,8 @@
 //! parent when the evidence is the same.
 
 use super::artifact::{Artifact, broken};
-use super::features::{self, Encoder, FeatureMap, NO_ROW, Part};
-use super::network::{self, EpochFacts, Schedule, Spec, Targets, Weights};
+use super::features::{self, Encoder, FeatureMap, NO_ROW, Part, Role};
+use super::network::{self, EpochFacts, Offset, Schedule, Spec, Targets, Weights};
 use super::{InterestSettings, calibrator, logit, rounded, sigmoid, smoothed_rate};
 use crate::error::{Error, Result};
 use crate::statistics::calibration::Calibrator;
@@ -200,7 +200,7 @@ pub fn train(
             Part { table: &valid.pairs, rows: Some(&valid_candidates.pairs) },
             Part { table: &table, rows: Some(&valid_candidates.categories) },
         ])?;
-        let spec = Spec::deep(map, settings.embedding_dim, &settings.hidden, 1, map.evidence());
+        let spec = Spec::deep(map, settings.embedding_dim, &settings.hidden, 1, map.evidence()).with_offset(base_offset(map));
         let schedule = schedule(settings);
         let (weights, epochs) =
             network::train(&spec, (&rows, &train_targets), (&valid_rows, &valid_targets), &map.neutral_rows(), &schedule, seed)?;
@@ -234,12 +234,23 @@ fn schedule(settings: &InterestSettings) -> Schedule {
     }
 }
 
+fn base_offset(map: &FeatureMap) -> Option<Offset> {
+    let base = map.columns.iter().find(|column| column.name == CATEGORY_BASE)?;
+    match base.role {
+        Role::Number { float, center, scale, .. } => Some(Offset { float, center, scale }),
+        _ => None,
+    }
+}
+
 fn without(table: &RecordBatch, name: &str) -> Result<RecordBatch> {
     let kept: Vec<usize> = (0..table.num_columns()).filter(|i| table.schema().field(*i).name() != name).collect();
     Ok(table.project(&kept)?)
 }
 
 const CATEGORY_NAME: &str = "category_name";
+/// The logit of the base rate. The network starts from it, so that even a rare category has its level from the first step on, and
+/// reads it, because the rarer a category, the more a sign of it says.
+const CATEGORY_BASE: &str = "category_base";
 
 /// The known categories and, behind them, those that only a split's rows name.
 struct Categories {
@@ -296,13 +307,18 @@ impl Categories {
         rate(0)
     }
 
-    /// category_id, parent.category_id, category_name: the first two share a space of ids.
+    /// category_id, parent.category_id, category_name, category_base: the first two share a space of ids.
     fn table(&self) -> Result<RecordBatch> {
         let ids = StringArray::from_iter_values(self.rows.iter().map(|category| &category.id));
         let parents: StringArray = self.rows.iter().map(|category| category.parent.as_ref()).collect();
         let names: StringArray = self.rows.iter().map(|category| category.name.as_ref()).collect();
-        let columns: [(&str, ArrayRef); 3] =
-            [("category_id", Arc::new(ids)), ("parent.category_id", Arc::new(parents)), (CATEGORY_NAME, Arc::new(names))];
+        let base = Float64Array::from_iter_values(self.rows.iter().map(|category| category.base_logit));
+        let columns: [(&str, ArrayRef); 4] = [
+            ("category_id", Arc::new(ids)),
+            ("parent.category_id", Arc::new(parents)),
+            (CATEGORY_NAME, Arc::new(names)),
+            (CATEGORY_BASE, Arc::new(base)),
+        ];
         Ok(RecordBatch::try_from_iter(columns)?)
     }
 }
