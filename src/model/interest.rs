@@ -8,10 +8,9 @@
 use super::artifact::{Artifact, broken};
 use super::features::{self, Encoder, FeatureMap, NO_ROW, Part, Role};
 use super::network::{self, EpochFacts, Offset, Schedule, Spec, Targets, Weights};
-use super::{InterestSettings, calibrator, logit, rounded, sigmoid, smoothed_rate};
+use super::{InterestSettings, Metrics, calibrator, logit, rounded, sigmoid, smoothed_rate};
 use crate::error::{Error, Result};
 use crate::statistics::calibration::Calibrator;
-use crate::statistics::metrics;
 use crate::types::{column, optional_column};
 use arrow::array::{Array, ArrayRef, Date32Array, Float64Array, RecordBatch, StringArray};
 use rand::seq::SliceRandom;
@@ -46,10 +45,11 @@ struct AtRest {
     /// None: no training label varied, and every score is the category's base rate.
     spec: Option<Spec>,
     calibrator: Calibrator,
+    metrics: Metrics,
     categories: Vec<Category>,
     /// Of a category that no training user knew.
     base_logit: f64,
-    threads: usize,
+    settings: InterestSettings,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
@@ -75,9 +75,8 @@ pub struct InterestFacts {
     pub parameters: usize,
     pub epochs: Vec<EpochFacts>,
     pub chosen_epoch: Option<usize>,
-    pub logloss: Option<f64>,
-    pub auc: Option<f64>,
-    pub calibration_ratio: Option<f64>,
+    #[serde(flatten)]
+    pub metrics: Metrics,
     pub calibrator: Calibrator,
     pub notes: Vec<String>,
 }
@@ -167,9 +166,7 @@ pub fn train(
         parameters: 0,
         epochs: Vec::new(),
         chosen_epoch: None,
-        logloss: None,
-        auc: None,
-        calibration_ratio: None,
+        metrics: Metrics::default(),
         calibrator: Calibrator::Identity,
         notes: Vec::new(),
     };
@@ -178,9 +175,10 @@ pub fn train(
             map,
             spec: None,
             calibrator: Calibrator::Identity,
+            metrics: Metrics::default(),
             categories: categories.rows.clone(),
             base_logit,
-            threads: settings.threads,
+            settings: settings.clone(),
         },
         weights: Weights::new(),
     };
@@ -213,9 +211,8 @@ pub fn train(
     let logits = interest.logits(&valid.users, &valid.pairs, &categories, &valid_candidates)?;
     interest.at_rest.calibrator = calibrator(&valid_targets.positive, &logits);
     let scores: Vec<f64> = logits.iter().map(|x| interest.at_rest.calibrator.apply(sigmoid(*x))).collect();
-    facts.logloss = metrics::logloss(&valid_targets.positive, &scores);
-    facts.auc = metrics::auc(&valid_targets.positive, &scores);
-    facts.calibration_ratio = metrics::calibration_ratio(&valid_targets.positive, &scores);
+    interest.at_rest.metrics = Metrics::of(&valid_targets.positive, &scores);
+    facts.metrics = interest.at_rest.metrics;
     facts.calibrator = interest.at_rest.calibrator.clone();
     Ok((interest, facts))
 }
@@ -452,7 +449,7 @@ impl Interest {
         let mut logits = Vec::with_capacity(candidates.users.len());
         for start in (0..candidates.users.len()).step_by(CHUNK) {
             let rows = encoder.join(&parts, start..(start + CHUNK).min(candidates.users.len()));
-            logits.extend(network::predict(spec, &self.weights, &rows, self.at_rest.threads).into_iter().map(f64::from));
+            logits.extend(network::predict(spec, &self.weights, &rows, self.at_rest.settings.threads).into_iter().map(f64::from));
         }
         Ok(logits)
     }

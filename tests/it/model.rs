@@ -417,7 +417,7 @@ fn top(scores: &BTreeMap<&'static str, (f64, f64)>) -> &'static str {
 #[test]
 fn the_articles_users_get_their_labels() {
     let facts = &interested().1;
-    assert!(facts.auc.expect("both classes") > 0.75, "{facts:#?}");
+    assert!(facts.metrics.auc.expect("both classes") > 0.75, "{facts:#?}");
     assert_eq!(labels_of_the_article(&interested().0), ["鞋子", "鞋子配件", "手机配件"]);
 }
 
