@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 pub struct Artifact {
     /// Which of the models it is.
     pub kind: String,
-    /// JSON: feature map, layers, calibrators, settings that scoring needs.
+    /// JSON: feature map, layers, settings, calibrators, validation metrics.
     pub model: String,
     pub weights: Weights,
 }

@@ -6,12 +6,11 @@
 //! parent when the evidence is the same.
 
 use super::artifact::{Artifact, broken};
-use super::features::{self, Encoder, FeatureMap, NO_ROW, Part};
-use super::network::{self, EpochFacts, Schedule, Spec, Targets, Weights};
-use super::{InterestSettings, calibrator, logit, rounded, sigmoid, smoothed_rate};
+use super::features::{self, Encoder, FeatureMap, NO_ROW, Part, Role};
+use super::network::{self, EpochFacts, Offset, Schedule, Spec, Targets, Weights};
+use super::{InterestSettings, Metrics, calibrator, logit, rounded, sigmoid, smoothed_rate};
 use crate::error::{Error, Result};
 use crate::statistics::calibration::Calibrator;
-use crate::statistics::metrics;
 use crate::types::{column, optional_column};
 use arrow::array::{Array, ArrayRef, Date32Array, Float64Array, RecordBatch, StringArray};
 use rand::seq::SliceRandom;
@@ -46,10 +45,11 @@ struct AtRest {
     /// None: no training label varied, and every score is the category's base rate.
     spec: Option<Spec>,
     calibrator: Calibrator,
+    metrics: Metrics,
     categories: Vec<Category>,
     /// Of a category that no training user knew.
     base_logit: f64,
-    threads: usize,
+    settings: InterestSettings,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
@@ -75,9 +75,8 @@ pub struct InterestFacts {
     pub parameters: usize,
     pub epochs: Vec<EpochFacts>,
     pub chosen_epoch: Option<usize>,
-    pub logloss: Option<f64>,
-    pub auc: Option<f64>,
-    pub calibration_ratio: Option<f64>,
+    #[serde(flatten)]
+    pub metrics: Metrics,
     pub calibrator: Calibrator,
     pub notes: Vec<String>,
 }
@@ -167,9 +166,7 @@ pub fn train(
         parameters: 0,
         epochs: Vec::new(),
         chosen_epoch: None,
-        logloss: None,
-        auc: None,
-        calibration_ratio: None,
+        metrics: Metrics::default(),
         calibrator: Calibrator::Identity,
         notes: Vec::new(),
     };
@@ -178,9 +175,10 @@ pub fn train(
             map,
             spec: None,
             calibrator: Calibrator::Identity,
+            metrics: Metrics::default(),
             categories: categories.rows.clone(),
             base_logit,
-            threads: settings.threads,
+            settings: settings.clone(),
         },
         weights: Weights::new(),
     };
@@ -200,7 +198,7 @@ pub fn train(
             Part { table: &valid.pairs, rows: Some(&valid_candidates.pairs) },
             Part { table: &table, rows: Some(&valid_candidates.categories) },
         ])?;
-        let spec = Spec::deep(map, settings.embedding_dim, &settings.hidden, 1, map.evidence());
+        let spec = Spec::deep(map, settings.embedding_dim, &settings.hidden, 1, map.evidence()).with_offset(base_offset(map));
         let schedule = schedule(settings);
         let (weights, epochs) =
             network::train(&spec, (&rows, &train_targets), (&valid_rows, &valid_targets), &map.neutral_rows(), &schedule, seed)?;
@@ -213,9 +211,8 @@ pub fn train(
     let logits = interest.logits(&valid.users, &valid.pairs, &categories, &valid_candidates)?;
     interest.at_rest.calibrator = calibrator(&valid_targets.positive, &logits);
     let scores: Vec<f64> = logits.iter().map(|x| interest.at_rest.calibrator.apply(sigmoid(*x))).collect();
-    facts.logloss = metrics::logloss(&valid_targets.positive, &scores);
-    facts.auc = metrics::auc(&valid_targets.positive, &scores);
-    facts.calibration_ratio = metrics::calibration_ratio(&valid_targets.positive, &scores);
+    interest.at_rest.metrics = Metrics::of(&valid_targets.positive, &scores);
+    facts.metrics = interest.at_rest.metrics;
     facts.calibrator = interest.at_rest.calibrator.clone();
     Ok((interest, facts))
 }
@@ -234,12 +231,23 @@ fn schedule(settings: &InterestSettings) -> Schedule {
     }
 }
 
+fn base_offset(map: &FeatureMap) -> Option<Offset> {
+    let base = map.columns.iter().find(|column| column.name == CATEGORY_BASE)?;
+    match base.role {
+        Role::Number { float, center, scale, .. } => Some(Offset { float, center, scale }),
+        _ => None,
+    }
+}
+
 fn without(table: &RecordBatch, name: &str) -> Result<RecordBatch> {
     let kept: Vec<usize> = (0..table.num_columns()).filter(|i| table.schema().field(*i).name() != name).collect();
     Ok(table.project(&kept)?)
 }
 
 const CATEGORY_NAME: &str = "category_name";
+/// The logit of the base rate. The network starts from it, so that even a rare category has its level from the first step on, and
+/// reads it, because the rarer a category, the more a sign of it says.
+const CATEGORY_BASE: &str = "category_base";
 
 /// The known categories and, behind them, those that only a split's rows name.
 struct Categories {
@@ -296,13 +304,18 @@ impl Categories {
         rate(0)
     }
 
-    /// category_id, parent.category_id, category_name: the first two share a space of ids.
+    /// category_id, parent.category_id, category_name, category_base: the first two share a space of ids.
     fn table(&self) -> Result<RecordBatch> {
         let ids = StringArray::from_iter_values(self.rows.iter().map(|category| &category.id));
         let parents: StringArray = self.rows.iter().map(|category| category.parent.as_ref()).collect();
         let names: StringArray = self.rows.iter().map(|category| category.name.as_ref()).collect();
-        let columns: [(&str, ArrayRef); 3] =
-            [("category_id", Arc::new(ids)), ("parent.category_id", Arc::new(parents)), (CATEGORY_NAME, Arc::new(names))];
+        let base = Float64Array::from_iter_values(self.rows.iter().map(|category| category.base_logit));
+        let columns: [(&str, ArrayRef); 4] = [
+            ("category_id", Arc::new(ids)),
+            ("parent.category_id", Arc::new(parents)),
+            (CATEGORY_NAME, Arc::new(names)),
+            (CATEGORY_BASE, Arc::new(base)),
+        ];
         Ok(RecordBatch::try_from_iter(columns)?)
     }
 }
@@ -436,7 +449,7 @@ impl Interest {
         let mut logits = Vec::with_capacity(candidates.users.len());
         for start in (0..candidates.users.len()).step_by(CHUNK) {
             let rows = encoder.join(&parts, start..(start + CHUNK).min(candidates.users.len()));
-            logits.extend(network::predict(spec, &self.weights, &rows, self.at_rest.threads).into_iter().map(f64::from));
+            logits.extend(network::predict(spec, &self.weights, &rows, self.at_rest.settings.threads).into_iter().map(f64::from));
         }
         Ok(logits)
     }

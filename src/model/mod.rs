@@ -20,6 +20,7 @@ pub use response::{Response, ResponseFacts, ResponseModels, Scores};
 
 use crate::error::{Error, Result};
 use crate::statistics::calibration::Calibrator;
+use crate::statistics::metrics;
 use serde::{Deserialize, Serialize};
 
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
@@ -116,6 +117,24 @@ impl Default for InterestSettings {
             max_rows: 400_000,
             sampled_categories: 3,
             features: FeatureSettings::default(),
+        }
+    }
+}
+
+/// Calibrated fit on the validation rows; none where they do not determine it.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, PartialEq)]
+pub struct Metrics {
+    pub logloss: Option<f64>,
+    pub auc: Option<f64>,
+    pub calibration_ratio: Option<f64>,
+}
+
+impl Metrics {
+    fn of(labels: &[bool], scores: &[f64]) -> Self {
+        Self {
+            logloss: metrics::logloss(labels, scores).map(rounded),
+            auc: metrics::auc(labels, scores).map(rounded),
+            calibration_ratio: metrics::calibration_ratio(labels, scores).map(rounded),
         }
     }
 }

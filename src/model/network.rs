@@ -40,9 +40,19 @@ pub(super) struct Spec {
     /// Columns of the float matrix; with rising `evidence` every output rises or stays.
     floats: Vec<usize>,
     evidence: Vec<usize>,
+    /// Added to the first head's logit: what is known before any weight is learned.
+    offset: Option<Offset>,
     hidden: Vec<usize>,
     /// 1: click or interest. 2: and conversion given click.
     heads: usize,
+}
+
+/// A standardised column of the float matrix and the way back to its value: `center + scale * x`.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+pub(super) struct Offset {
+    pub float: usize,
+    pub center: f32,
+    pub scale: f32,
 }
 
 /// Width of the layer in which evidence and everything else meet.
@@ -63,9 +73,14 @@ impl Spec {
             entries,
             floats,
             evidence,
+            offset: None,
             hidden: hidden.to_vec(),
             heads,
         }
+    }
+
+    pub fn with_offset(self, offset: Option<Offset>) -> Self {
+        Self { offset, ..self }
     }
 
     pub fn article(n_floats: usize, heads: usize) -> Self {
@@ -77,6 +92,7 @@ impl Spec {
             matches: Vec::new(),
             floats: (0..n_floats).collect(),
             evidence: Vec::new(),
+            offset: None,
             hidden: vec![64, 32],
             heads,
         }
@@ -162,6 +178,9 @@ impl Spec {
         }
         let bias = weights.get_mut("plain_out_bias").expect("every network has it");
         bias.data.iter_mut().zip(base).for_each(|(bias, base)| *bias = *base as f32);
+        if let Some(offset) = &self.offset {
+            bias.data[0] -= offset.center;
+        }
         weights
     }
 
@@ -211,6 +230,11 @@ impl Spec {
             // One first-order weight an id serves the first head; conversions are too few for one each.
             let others = Tensor::zeros([rows, self.heads as i64 - 1], (Kind::Float, out.device()));
             out += Tensor::cat(&[sum, others], 1);
+        }
+        if let Some(Offset { float, center, scale }) = &self.offset {
+            let known = floats.narrow(1, *float as i64, 1) * f64::from(*scale) + f64::from(*center);
+            let others = Tensor::zeros([rows, self.heads as i64 - 1], (Kind::Float, out.device()));
+            out += Tensor::cat(&[known, others], 1);
         }
         if !self.evidence.is_empty() {
             // Weights from evidence to output are positive and tanh rises: more evidence never lowers an output.

@@ -7,10 +7,9 @@ use super::artifact::{Artifact, broken};
 use super::features::{self, Encoded, Encoder, FeatureMap};
 use super::logistic::{self, Dense};
 use super::network::{self, EpochFacts, Schedule, Spec, Targets, Weights};
-use super::{Architecture, ModelSettings, calibrator, logit, sigmoid, smoothed_rate};
+use super::{Architecture, Metrics, ModelSettings, calibrator, logit, sigmoid, smoothed_rate};
 use crate::error::{Error, Result};
 use crate::statistics::calibration::Calibrator;
-use crate::statistics::metrics;
 use crate::types::{column, optional_column};
 use arrow::array::{Array, BooleanArray, RecordBatch};
 use serde::{Deserialize, Serialize};
@@ -28,10 +27,8 @@ pub struct Response {
 struct AtRest {
     map: FeatureMap,
     core: Core,
-    click: Calibrator,
-    /// Absent where no conversions were logged.
-    conversion: Option<Calibrator>,
-    threads: usize,
+    fit: Fit,
+    settings: ModelSettings,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
@@ -105,13 +102,13 @@ pub struct RowFacts {
     pub conversions: Option<usize>,
 }
 
-/// Calibrated fit on the validation rows.
+/// A model's calibrators and how well it fits the validation rows with them.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
 pub struct Fit {
-    pub logloss: Option<f64>,
-    pub auc: Option<f64>,
-    pub calibration_ratio: Option<f64>,
+    #[serde(flatten)]
+    pub metrics: Metrics,
     pub click: Calibrator,
+    /// None where no conversions are logged.
     pub conversion: Option<Calibrator>,
 }
 
@@ -137,6 +134,11 @@ pub fn train(settings: &ModelSettings, train: &RecordBatch, valid: &RecordBatch,
     let targets = targets(train, "training")?;
     let valid_targets = self::targets(valid, "validation")?;
     let map = features::fit(&[features::Part { table: train, rows: None }], &settings.features, &RESERVED, |_| false)?;
+    let unfitted = Fit {
+        metrics: Metrics::default(),
+        click: Calibrator::Identity,
+        conversion: targets.converted.as_ref().map(|_| Calibrator::Identity),
+    };
     let mut facts = ResponseFacts {
         architecture: settings.architecture,
         device: network::device_name(),
@@ -150,8 +152,8 @@ pub fn train(settings: &ModelSettings, train: &RecordBatch, valid: &RecordBatch,
         parameters: 0,
         epochs: Vec::new(),
         chosen_epoch: None,
-        network: Fit { logloss: None, auc: None, calibration_ratio: None, click: Calibrator::Identity, conversion: None },
-        baseline: Fit { logloss: None, auc: None, calibration_ratio: None, click: Calibrator::Identity, conversion: None },
+        network: unfitted.clone(),
+        baseline: unfitted.clone(),
         notes: Vec::new(),
     };
     let clicks = facts.train.clicks;
@@ -159,16 +161,8 @@ pub fn train(settings: &ModelSettings, train: &RecordBatch, valid: &RecordBatch,
     if facts.train.conversions.is_none() {
         facts.notes.push("no conversions are logged: only clicks are predicted".into());
     }
-    let response = |core, weights| Response {
-        at_rest: AtRest {
-            map: map.clone(),
-            core,
-            click: Calibrator::Identity,
-            conversion: conversion.map(|_| Calibrator::Identity),
-            threads: settings.threads,
-        },
-        weights,
-    };
+    let response =
+        |core, weights| Response { at_rest: AtRest { map: map.clone(), core, fit: unfitted.clone(), settings: settings.clone() }, weights };
     if clicks == 0 || clicks == train.num_rows() || map.columns.is_empty() {
         let why = if map.columns.is_empty() { "no column varies" } else { "all training rows have the same outcome" };
         facts.notes.push(format!("{why}: the network and the baseline are a constant"));
@@ -293,15 +287,15 @@ impl Response {
     fn score_at(&self, table: &RecordBatch, position: Option<i32>) -> Result<Scores> {
         let (click, conversion) = self.logits(table, position)?;
         let calibrated = |logits: Vec<f64>, calibrator: &Calibrator| logits.into_iter().map(|x| calibrator.apply(sigmoid(x))).collect();
-        let p_conversion = conversion.zip(self.at_rest.conversion.as_ref()).map(|(logits, calibrator)| calibrated(logits, calibrator));
-        Ok(Scores { p_click: calibrated(click, &self.at_rest.click), p_conversion })
+        let p_conversion = conversion.zip(self.at_rest.fit.conversion.as_ref()).map(|(logits, calibrator)| calibrated(logits, calibrator));
+        Ok(Scores { p_click: calibrated(click, &self.at_rest.fit.click), p_conversion })
     }
 
     /// Logits before calibration.
     fn logits(&self, table: &RecordBatch, position: Option<i32>) -> Result<(Vec<f64>, Option<Vec<f64>>)> {
         let encoder = Encoder::new(&self.at_rest.map);
         let mut click = Vec::with_capacity(table.num_rows());
-        let mut conversion = self.at_rest.conversion.is_some().then(Vec::new);
+        let mut conversion = self.at_rest.fit.conversion.is_some().then(Vec::new);
         for start in (0..table.num_rows()).step_by(CHUNK) {
             let rows = encoder.encode(&table.slice(start, CHUNK.min(table.num_rows() - start)), position)?;
             let (one, two) = self.logits_of(&rows);
@@ -315,8 +309,9 @@ impl Response {
     fn logits_of(&self, rows: &Encoded) -> (Vec<f64>, Vec<f64>) {
         let constant = |p: Option<f32>| p.map_or(Vec::new(), |p| vec![logit(f64::from(p)); rows.rows]);
         let of_network = |spec: &Spec, rows: &Encoded| {
-            let heads = 1 + usize::from(self.at_rest.conversion.is_some());
-            let logits: Vec<f64> = network::predict(spec, &self.weights, rows, self.at_rest.threads).into_iter().map(f64::from).collect();
+            let heads = 1 + usize::from(self.at_rest.fit.conversion.is_some());
+            let logits: Vec<f64> =
+                network::predict(spec, &self.weights, rows, self.at_rest.settings.threads).into_iter().map(f64::from).collect();
             let of = |head: usize| logits.iter().skip(head).step_by(heads).copied().collect();
             (of(0), if heads == 2 { of(1) } else { Vec::new() })
         };
@@ -335,19 +330,14 @@ impl Response {
     /// Fits the calibrators on rows that training did not see, where they were shown.
     fn calibrate(&mut self, valid: &RecordBatch, targets: &Targets) -> Result<Fit> {
         let (click, conversion) = self.logits(valid, None)?;
-        self.at_rest.click = calibrator(&targets.positive, &click);
+        self.at_rest.fit.click = calibrator(&targets.positive, &click);
         if let (Some(logits), Some((rows, converted))) = (conversion, of_clicks(targets)) {
             let logits: Vec<f64> = rows.iter().map(|row| logits[*row]).collect();
-            self.at_rest.conversion = Some(calibrator(&converted, &logits));
+            self.at_rest.fit.conversion = Some(calibrator(&converted, &logits));
         }
-        let scores: Vec<f64> = click.iter().map(|x| self.at_rest.click.apply(sigmoid(*x))).collect();
-        Ok(Fit {
-            logloss: metrics::logloss(&targets.positive, &scores),
-            auc: metrics::auc(&targets.positive, &scores),
-            calibration_ratio: metrics::calibration_ratio(&targets.positive, &scores),
-            click: self.at_rest.click.clone(),
-            conversion: self.at_rest.conversion.clone(),
-        })
+        let scores: Vec<f64> = click.iter().map(|x| self.at_rest.fit.click.apply(sigmoid(*x))).collect();
+        self.at_rest.fit.metrics = Metrics::of(&targets.positive, &scores);
+        Ok(self.at_rest.fit.clone())
     }
 
     pub fn to_artifact(&self) -> Result<Artifact> {
@@ -361,7 +351,7 @@ impl Response {
             Core::Constant { .. } => true,
             Core::Logistic { dense, conversion } => {
                 let wanted = dense.width() + 1;
-                size("click") == wanted && (at_rest.conversion.is_none() || conversion.is_some() || size("conversion") == wanted)
+                size("click") == wanted && (at_rest.fit.conversion.is_none() || conversion.is_some() || size("conversion") == wanted)
             }
             Core::Deep { spec } | Core::Plain { spec, .. } => spec.fits(&artifact.weights),
         };
