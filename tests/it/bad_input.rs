@@ -53,7 +53,8 @@ fn rewrite(path: &Path, change: impl FnOnce(RecordBatch) -> RecordBatch) {
 }
 
 fn with_column(rows: &RecordBatch, old: &str, name: &str, values: ArrayRef) -> RecordBatch {
-    let columns = rows.schema().fields().iter().zip(rows.columns()).map(|(field, column)| match field.name() == old {
+    let schema = rows.schema();
+    let columns = schema.fields().iter().zip(rows.columns()).map(|(field, column)| match field.name() == old {
         true => (Arc::new(Field::new(name, values.data_type().clone(), true)), values.clone()),
         false => (field.clone(), column.clone()),
     });
