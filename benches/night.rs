@@ -55,7 +55,11 @@ async fn main() -> nightmarket::error::Result<()> {
     for (stage, (steps, seconds)) in &stages {
         println!("| {stage} | {steps} | {seconds:.1} |");
     }
-    println!("| whole night | | {total:.1} |\n\npeak memory {} MiB, {} cores\n", peak_mib(), std::thread::available_parallelism().map_or(0, |n| n.get()));
+    println!(
+        "| whole night | | {total:.1} |\n\npeak memory {} MiB, {} cores\n",
+        peak_mib(),
+        std::thread::available_parallelism().map_or(0, |n| n.get())
+    );
     println!("{}", pipeline::summary(&facts)?);
     Ok(())
 }

@@ -266,7 +266,13 @@ async fn dispatch(cli: Cli) -> Result<()> {
         }
         Command::Doctor { job, place } => {
             let checks = doctor(&job, &place).await?;
-            print(output, &checks, || checks.iter().map(|check| format!("{:<4} {:<12} {}", if check.ok { "ok" } else { "BAD" }, check.name, check.finding)).collect::<Vec<_>>().join("\n"))?;
+            print(output, &checks, || {
+                checks
+                    .iter()
+                    .map(|check| format!("{:<4} {:<12} {}", if check.ok { "ok" } else { "BAD" }, check.name, check.finding))
+                    .collect::<Vec<_>>()
+                    .join("\n")
+            })?;
             match checks.iter().find(|check| !check.ok) {
                 Some(bad) => Err(Error::usage(format_args!("{}: {}", bad.name, bad.finding)).action("mend it and run doctor again")),
                 None => Ok(()),
@@ -282,7 +288,10 @@ async fn dispatch(cli: Cli) -> Result<()> {
             Sql::Show { table, shop } => {
                 let catalog = Catalog::load(&shop)?;
                 let tables = workbench::check(&catalog, chrono::DateTime::UNIX_EPOCH).await?;
-                let found = tables.iter().find(|found| found.name == table).ok_or_else(|| Error::usage(format_args!("no table {table} in {}", shop.display())))?;
+                let found = tables
+                    .iter()
+                    .find(|found| found.name == table)
+                    .ok_or_else(|| Error::usage(format_args!("no table {table} in {}", shop.display())))?;
                 let query = catalog.queries().find(|query| query.name == table).expect("a planned table has a query");
                 print(output, found, || format!("{}\n{}", describe(found), query.sql))
             }
@@ -294,9 +303,13 @@ async fn dispatch(cli: Cli) -> Result<()> {
             }
             Sql::Test { selector, shop, bless } => {
                 let tested = workbench::test(&shop, &selector, bless).await?;
-                print(output, &tested, || format!("{} files, {} failed", tested.len(), tested.iter().filter(|test| test.failure.is_some()).count()))?;
+                print(output, &tested, || {
+                    format!("{} files, {} failed", tested.len(), tested.iter().filter(|test| test.failure.is_some()).count())
+                })?;
                 match tested.iter().find_map(|test| test.failure.as_ref().map(|failure| (test, failure))) {
-                    Some((test, failure)) => Err(Error::contract(format_args!("{}: {failure}", test.file.display())).action("correct the query or its test")),
+                    Some((test, failure)) => {
+                        Err(Error::contract(format_args!("{}: {failure}", test.file.display())).action("correct the query or its test"))
+                    }
                     None => Ok(()),
                 }
             }
@@ -333,7 +346,13 @@ async fn generated(plan: Generate, output: Output) -> Result<()> {
     };
     print(output, &summary, || {
         let rows = summary.rows.iter().map(|(table, rows)| format!("  {rows:>10} {table}")).collect::<Vec<_>>().join("\n");
-        format!("{} users, {} days, CTR {:.2} %, CVR {:.2} %\n{rows}", summary.users, summary.days, 100.0 * summary.ctr, 100.0 * summary.cvr)
+        format!(
+            "{} users, {} days, CTR {:.2} %, CVR {:.2} %\n{rows}",
+            summary.users,
+            summary.days,
+            100.0 * summary.ctr,
+            100.0 * summary.cvr
+        )
     })
 }
 

@@ -142,10 +142,8 @@ pub async fn response(run: &Run, settings: &Settings, staged: &Staged, snapshots
                     batches.push(sample(rows, "impression_id", limit, available, run.job.seed)?);
                 }
             }
-            let schema = batches[0].schema();
-            let rows = concat_batches(&schema, &batches)?;
-            facts.splits.push(split_facts(name, days, &rows, available)?);
-            step.write_table(&format!("{name}.parquet"), &rows).await?;
+            facts.splits.push(split_facts(name, days, &batches, available)?);
+            step.write_parquet(&format!("{name}.parquet"), batches[0].schema(), &batches).await?;
         }
         Ok(facts)
     })
@@ -252,12 +250,12 @@ fn sample(rows: RecordBatch, id: &str, limit: u64, available: u64, seed: u64) ->
     Ok(filter_record_batch(&rows, &keep)?)
 }
 
-fn split_facts(name: &str, days: Vec<NaiveDate>, rows: &RecordBatch, available: u64) -> Result<SplitFacts> {
-    let trues = |name: &str| column::<BooleanArray>(rows, name).map(|flags| flags.true_count() as u64);
+fn split_facts(name: &str, days: Vec<NaiveDate>, batches: &[RecordBatch], available: u64) -> Result<SplitFacts> {
+    let trues = |name: &str| batches.iter().map(|rows| Ok(column::<BooleanArray>(rows, name)?.true_count() as u64)).sum::<Result<u64>>();
     Ok(SplitFacts {
         name: name.to_owned(),
         days,
-        rows: rows.num_rows() as u64,
+        rows: batches.iter().map(|rows| rows.num_rows() as u64).sum(),
         clicks: trues("clicked")?,
         conversions: trues("converted")?,
         available,

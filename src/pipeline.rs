@@ -48,9 +48,11 @@ pub async fn run(run: &Run, spec: &Spec, key: &Key, until: Stage) -> Result<Fact
 /// Renders the report of a night again from its stored facts; gives its place.
 pub async fn render_again(run: &Run) -> Result<String> {
     let folder = format!("reports/dt={}", run.date);
-    let json = run.output.get(&format!("{folder}/report.json")).await.map_err(|error| {
-        error.context(format_args!("the report of {}", run.date)).action("run the night of this date first")
-    })?;
+    let json = run
+        .output
+        .get(&format!("{folder}/report.json"))
+        .await
+        .map_err(|error| error.context(format_args!("the report of {}", run.date)).action("run the night of this date first"))?;
     run.output.put(&format!("{folder}/report.html"), report::render(&serde_json::from_slice(&json)?)?.into()).await?;
     Ok(run.output.locate(&format!("{folder}/report.html")).to_string())
 }

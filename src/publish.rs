@@ -103,7 +103,13 @@ pub async fn previous(output: &Store, date: NaiveDate) -> Result<Option<Commit>>
 
 /// Writes tables under their own immutable folder, suppressed users taken out. Nothing is visible yet. `origin` is the key of what
 /// the tables were made of.
-pub async fn write(run: &Run, policy_version: &str, tables: &Tables, suppressed: &HashSet<String>, origin: &str) -> Result<Done<TablesFacts>> {
+pub async fn write(
+    run: &Run,
+    policy_version: &str,
+    tables: &Tables,
+    suppressed: &HashSet<String>,
+    origin: &str,
+) -> Result<Done<TablesFacts>> {
     let names: BTreeSet<&String> = suppressed.iter().collect();
     let inputs = serde_json::json!({
         "policy_version": policy_version,
@@ -198,9 +204,10 @@ async fn create(output: &Store, commit: &Commit) -> Result<()> {
 pub async fn rollback(run: &Run, to: &str, suppressed: &HashSet<String>) -> Result<Commit> {
     let commits = history(&run.output).await?;
     let head = commits.last().ok_or_else(|| Error::usage("nothing was ever published"))?;
-    let wanted = commits.iter().rev().find(|commit| commit.policy_version == to || commit.generation.to_string() == to).ok_or_else(|| {
-        Error::usage(format_args!("no commit {to}")).action("see `nightmarket history` for policy versions and generations")
-    })?;
+    let wanted =
+        commits.iter().rev().find(|commit| commit.policy_version == to || commit.generation.to_string() == to).ok_or_else(|| {
+            Error::usage(format_args!("no commit {to}")).action("see `nightmarket history` for policy versions and generations")
+        })?;
     let source = run.output.child(&wanted.tables);
     verify(&source, wanted).await?;
     let user_segments = source.read_parquet("user_segments.parquet").await?;
@@ -249,7 +256,8 @@ pub async fn lookup(output: &Store, pseudonym: &str) -> Result<Found> {
     let rows = tables.read_parquet("user_segments.parquet").await?;
     let (users, ids) = (column::<StringArray>(&rows, "user_id")?, column::<StringArray>(&rows, "segment_id")?);
     // Sorted by user and rank.
-    let segments: Vec<String> = users.iter().zip(ids).filter(|(user, _)| *user == Some(pseudonym)).filter_map(|(_, id)| id.map(str::to_owned)).collect();
+    let segments: Vec<String> =
+        users.iter().zip(ids).filter(|(user, _)| *user == Some(pseudonym)).filter_map(|(_, id)| id.map(str::to_owned)).collect();
     let rows = tables.read_parquet("segment_ads.parquet").await?;
     let (ids, arms) = (column::<StringArray>(&rows, "segment_id")?, column::<StringArray>(&rows, "arm")?);
     let (ads, propensities) = (column::<StringArray>(&rows, "ad_id")?, column::<Float64Array>(&rows, "propensity")?);
@@ -262,7 +270,11 @@ pub async fn lookup(output: &Store, pseudonym: &str) -> Result<Found> {
 async fn verify(tables: &Store, commit: &Commit) -> Result<()> {
     let manifest = tables.get("_manifest.json").await.with_context(|| format!("tables of generation {}", commit.generation))?;
     if sha256(&manifest) != commit.manifest_sha256 {
-        return Err(Error::internal(format_args!("{} is not the manifest that generation {} committed", tables.locate("_manifest.json"), commit.generation)));
+        return Err(Error::internal(format_args!(
+            "{} is not the manifest that generation {} committed",
+            tables.locate("_manifest.json"),
+            commit.generation
+        )));
     }
     Ok(())
 }

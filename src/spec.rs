@@ -60,7 +60,9 @@ impl Spec {
     }
 
     fn check(&self) -> Result<()> {
-        if self.ingest.consent == ingest::Consent::NotApplicable && self.ingest.consent_reason.as_deref().unwrap_or_default().trim().is_empty() {
+        if self.ingest.consent == ingest::Consent::NotApplicable
+            && self.ingest.consent_reason.as_deref().unwrap_or_default().trim().is_empty()
+        {
             return Err(Error::usage("[ingest] consent = \"not_applicable\" needs its reason in consent_reason"));
         }
         if self.engine.buckets == 0 {

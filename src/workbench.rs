@@ -53,19 +53,23 @@ pub async fn check(catalog: &Catalog, as_of: DateTime<Utc>) -> Result<Vec<Planne
             Err(error) => errors.push(error),
         }
     }
-    let readers: BTreeMap<String, BTreeSet<String>> = planned.iter().fold(BTreeMap::new(), |mut readers: BTreeMap<String, BTreeSet<String>>, table| {
-        for read in &table.reads {
-            readers.entry(read.clone()).or_default().insert(table.name.clone());
-        }
-        readers
-    });
+    let readers: BTreeMap<String, BTreeSet<String>> =
+        planned.iter().fold(BTreeMap::new(), |mut readers: BTreeMap<String, BTreeSet<String>>, table| {
+            for read in &table.reads {
+                readers.entry(read.clone()).or_default().insert(table.name.clone());
+            }
+            readers
+        });
     for table in &mut planned {
         table.read_by = readers.get(&table.name).cloned().unwrap_or_default();
     }
     match errors.len() {
         0 => Ok(planned),
         1 => Err(errors.remove(0)),
-        n => Err(Error::usage(format_args!("{n} files do not plan:\n{}", errors.iter().map(|error| format!("  {error}")).collect::<Vec<_>>().join("\n")))),
+        n => Err(Error::usage(format_args!(
+            "{n} files do not plan:\n{}",
+            errors.iter().map(|error| format!("  {error}")).collect::<Vec<_>>().join("\n")
+        ))),
     }
 }
 
@@ -73,7 +77,10 @@ async fn plan_empty(context: &SessionContext, query: &Query, as_of: DateTime<Utc
     let frame = engine::plan(context, query, as_of).await?;
     let schema: SchemaRef = Arc::new(engine::plain_schema(frame.schema().as_arrow()));
     if let Some(absent) = query.grain.iter().find(|column| schema.field_with_name(column).is_err()) {
-        return Err(Error::usage(format_args!("{}: the header's grain names {absent}, which the query does not return", query.path.display())));
+        return Err(Error::usage(format_args!(
+            "{}: the header's grain names {absent}, which the query does not return",
+            query.path.display()
+        )));
     }
     register_empty(context, TableReference::bare(query.name.as_str()), schema.clone())?;
     Ok(Planned {
@@ -185,10 +192,14 @@ async fn test_file(file: &Path, bless: bool) -> Result<()> {
     });
     if bless {
         let normalizer = sqllogictest::default_normalizer;
-        let blessed = runner.update_test_file(file, " ", sqllogictest::default_validator, normalizer, sqllogictest::default_column_validator).await;
+        let blessed =
+            runner.update_test_file(file, " ", sqllogictest::default_validator, normalizer, sqllogictest::default_column_validator).await;
         return blessed.map_err(|error| Error::contract(format_args!("{}: {error}", file.display())));
     }
-    runner.run_file_async(file).await.map_err(|error| Error::contract(error).action("correct the query or, if the answer is right, run with --bless"))
+    runner
+        .run_file_async(file)
+        .await
+        .map_err(|error| Error::contract(error).action("correct the query or, if the answer is right, run with --bless"))
 }
 
 /// A session in which the tested file's query stands under its own name as soon as its inputs exist.
@@ -223,7 +234,8 @@ impl AsyncDB for Bench {
 /// Every cell as text; NULL as `NULL`, an empty string as `(empty)`.
 fn cells(rows: &RecordBatch) -> Result<Vec<Vec<String>>> {
     let options = FormatOptions::default().with_null("NULL");
-    let columns = rows.columns().iter().map(|column| ArrayFormatter::try_new(column, &options)).collect::<std::result::Result<Vec<_>, _>>()?;
+    let columns =
+        rows.columns().iter().map(|column| ArrayFormatter::try_new(column, &options)).collect::<std::result::Result<Vec<_>, _>>()?;
     let cell = |formatter: &ArrayFormatter<'_>, row: usize| match formatter.value(row).to_string() {
         text if text.is_empty() => "(empty)".to_owned(),
         text => text,

@@ -147,7 +147,13 @@ pub fn summary(facts: &Facts) -> Result<String, serde_json::Error> {
         let row = find("/evaluate/arms", "arm", arm);
         row["ctr"]["value"].as_f64().map(|value| format!("{arm} {:.2} % of {}", 100.0 * value, row["impressions"]))
     };
-    let arms: Vec<String> = json.pointer("/evaluate/arms").and_then(Value::as_array).into_iter().flatten().filter_map(|row| rate(row["arm"].as_str()?)).collect();
+    let arms: Vec<String> = json
+        .pointer("/evaluate/arms")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .filter_map(|row| rate(row["arm"].as_str()?))
+        .collect();
     let dropped = sum("/ingest/tables", "dropped_suppressed") + sum("/ingest/tables", "dropped_no_consent");
     let seconds: f64 = facts.timings.iter().map(|timing| timing.seconds).sum();
     let served = match text("/evaluate/policy_version") {
@@ -156,7 +162,11 @@ pub fn summary(facts: &Facts) -> Result<String, serde_json::Error> {
     };
     let lines = [
         format!("{} {}: {} {}", text("/run/job"), text("/run/date"), text("/publish/state"), text("/publish/reason")),
-        format!("input      {} raw rows in {} tables; {dropped} rows of suppressed or unconsenting people dropped", sum("/ingest/raw", "rows"), count("/ingest/raw")),
+        format!(
+            "input      {} raw rows in {} tables; {dropped} rows of suppressed or unconsenting people dropped",
+            sum("/ingest/raw", "rows"),
+            count("/ingest/raw")
+        ),
         format!("features   {} snapshots, {} rows", count("/features"), sum("/features", "rows")),
         format!("examples   {}; {}; {}", splits("train"), splits("valid"), splits("test")),
         format!("model      {}; {}; {}", score("challenger"), score("baseline"), score("champion")),
@@ -169,7 +179,10 @@ pub fn summary(facts: &Facts) -> Result<String, serde_json::Error> {
             sum("/targeting/campaigns", "planned_spend").round(),
             sum("/targeting/campaigns", "budget").round()
         ),
-        format!("measured   {served}: {}", if arms.is_empty() { "nothing was shown".to_owned() } else { format!("CTR of {}", arms.join(", ")) }),
+        format!(
+            "measured   {served}: {}",
+            if arms.is_empty() { "nothing was shown".to_owned() } else { format!("CTR of {}", arms.join(", ")) }
+        ),
         format!("report     {} ({seconds:.0} s; {} skipped)", facts.report.as_deref().unwrap_or("-"), facts.skipped.len()),
     ];
     Ok(lines.join("\n"))

@@ -173,7 +173,8 @@ pub async fn judge(
                     None
                 }
             });
-            let contest = Contest { labels: &labels, users: &users, challenger: &challenger, baseline: &baseline, champion: champion.as_deref() };
+            let contest =
+                Contest { labels: &labels, users: &users, challenger: &challenger, baseline: &baseline, champion: champion.as_deref() };
             let verdict = gate::decide(&spec.gate, &contest, run.job.seed)?;
             let serving = match verdict.serving {
                 gate::Contestant::Challenger => &challenger,

@@ -324,7 +324,11 @@ pub async fn movers(run: &Run, tables: &Tables, previous: Option<&Commit>) -> Re
     let labels: BTreeMap<&str, &str> = labels.0.iter().zip(labels.1).filter_map(|(id, label)| id.zip(label)).collect();
     Ok(Movers {
         segments: changes(sums(&segments, "segment_id", "size_released")?, sums(&tables.segments, "segment_id", "size_released")?, &labels),
-        ads: changes(sums(&ads, "ad_id", "impressions_planned")?, sums(&tables.segment_ads, "ad_id", "impressions_planned")?, &BTreeMap::new()),
+        ads: changes(
+            sums(&ads, "ad_id", "impressions_planned")?,
+            sums(&tables.segment_ads, "ad_id", "impressions_planned")?,
+            &BTreeMap::new(),
+        ),
     })
 }
 

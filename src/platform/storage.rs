@@ -215,8 +215,13 @@ pub fn parquet_table(bytes: Bytes) -> Result<RecordBatch> {
     let reader = ParquetRecordBatchReaderBuilder::try_new(bytes)?;
     // The file's own Arrow schema carries field metadata that a written table need not have.
     let schema = reader.schema().clone();
-    let batches = reader.with_batch_size(64 * 1024).build()?.collect::<std::result::Result<Vec<_>, _>>()?;
-    Ok(arrow::compute::concat_batches(&schema, &batches)?)
+    // All rows as one batch from the start: joining many would hold the table twice.
+    let rows = usize::try_from(reader.metadata().file_metadata().num_rows()).unwrap_or(0).max(1);
+    let mut batches = reader.with_batch_size(rows).build()?.collect::<std::result::Result<Vec<_>, _>>()?;
+    match batches.len() {
+        1 => Ok(batches.remove(0)),
+        _ => Ok(arrow::compute::concat_batches(&schema, &batches)?),
+    }
 }
 
 /// Hex SHA-256.

@@ -31,7 +31,8 @@ fn published(shop: &Shop) -> serde_json::Value {
 /// The only Parquet file of a table's day.
 fn file(shop: &Shop, table: &str, day: chrono::NaiveDate) -> PathBuf {
     let folder = shop.raw(&format!("{table}/dt={day}"));
-    let mut files: Vec<PathBuf> = std::fs::read_dir(&folder).unwrap_or_else(|_| panic!("{}", folder.display())).map(|entry| entry.unwrap().path()).collect();
+    let mut files: Vec<PathBuf> =
+        std::fs::read_dir(&folder).unwrap_or_else(|_| panic!("{}", folder.display())).map(|entry| entry.unwrap().path()).collect();
     files.sort();
     files.retain(|path| !path.ends_with("part-planted.parquet"));
     files.first().cloned().unwrap_or_else(|| panic!("no file in {}", folder.display()))
@@ -145,7 +146,9 @@ fn events_delivered_twice_count_once() {
     let (plain, doubled) = (Shop::served(), Shop::served());
     let twice = file(&doubled, "events", NEXT);
     std::fs::copy(&twice, twice.with_file_name("part-again.parquet")).unwrap();
-    let rows = |json: &serde_json::Value| json["ingest"]["tables"].as_array().unwrap().iter().find(|table| table["name"] == "events").unwrap()["rows"].clone();
+    let rows = |json: &serde_json::Value| {
+        json["ingest"]["tables"].as_array().unwrap().iter().find(|table| table["name"] == "events").unwrap()["rows"].clone()
+    };
     let (plain, doubled) = (published(&plain), published(&doubled));
     assert_eq!(rows(&plain), rows(&doubled));
     assert_ne!(plain["ingest"]["raw"], doubled["ingest"]["raw"], "the second delivery is counted");
@@ -205,7 +208,8 @@ fn the_command_line_gives_the_code_and_one_line() {
     let text = std::fs::read_to_string(shop.spec_file()).unwrap();
     let run = |spec: &Path, date: &str| {
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_nightmarket"));
-        let command = command.args(["run", &spec.display().to_string(), "--date", date, "--log", "error"]).env("NIGHTMARKET_PSEUDONYM_KEY", SECRET);
+        let command =
+            command.args(["run", &spec.display().to_string(), "--date", date, "--log", "error"]).env("NIGHTMARKET_PSEUDONYM_KEY", SECRET);
         let output = command.output().expect("starts");
         (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
     };

@@ -46,7 +46,9 @@ fn killed_ten_times_and_run_again_it_publishes_the_same_bytes_once() {
     let (whole, killed) = (Shop::small(), Shop::small());
     let night = |shop: &Shop| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_nightmarket"));
-        command.args(["run", &shop.spec_file().display().to_string(), "--date", &DATE.to_string()]).env("NIGHTMARKET_PSEUDONYM_KEY", SECRET);
+        command
+            .args(["run", &shop.spec_file().display().to_string(), "--date", &DATE.to_string()])
+            .env("NIGHTMARKET_PSEUDONYM_KEY", SECRET);
         command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
         command
     };
@@ -128,7 +130,9 @@ fn three_nights_close_the_loop() {
             let (name, ctr) = (arm["arm"].as_str().unwrap(), &arm["ctr"]);
             let truth = truth[name];
             // About six standard errors: the seed is fixed, the bound is no test of luck.
-            if let (Some(low), Some(high), Some(value)) = (ctr["interval"]["low"].as_f64(), ctr["interval"]["high"].as_f64(), ctr["value"].as_f64()) {
+            if let (Some(low), Some(high), Some(value)) =
+                (ctr["interval"]["low"].as_f64(), ctr["interval"]["high"].as_f64(), ctr["value"].as_f64())
+            {
                 let slack = 1.6 * (high - low).max(0.01);
                 assert!((value - truth).abs() <= slack, "{date} {name}: measured {value} [{low}, {high}], true {truth}");
             }
@@ -180,7 +184,7 @@ fn open_bandit_runs_and_says_what_it_cannot_know() {
     let ips = estimates.iter().find(|estimate| estimate["estimator"] == "ips").expect("IPS");
     let (low, value, high) = (ips["interval"]["low"].as_f64(), ips["value"].as_f64(), ips["interval"]["high"].as_f64());
     assert!(low.unwrap() <= value.unwrap() && value.unwrap() <= high.unwrap(), "{ips}");
-    assert!(json["off_policy"]["diagnostics"]["ess"].as_f64().unwrap() > 0.0);
+    assert!(json["off_policy"]["diagnostics"]["effective_rows"].as_f64().unwrap() > 0.0);
     assert!(["identified", "not_identified"].contains(&json["off_policy"]["verdict"]["kind"].as_str().unwrap()));
     let skipped = json["skipped"].to_string();
     assert!(skipped.contains("no persons") && skipped.contains("no events") && skipped.contains("no campaigns"), "{skipped}");

@@ -84,7 +84,9 @@ impl Shop {
     /// Bytes of the four published tables of a commit.
     pub fn published(&self, commit: &Commit) -> Vec<Vec<u8>> {
         let folder = self.root.join("out").join(&commit.tables);
-        ["segments", "user_segments", "segment_ads", "shadow_ads"].map(|name| std::fs::read(folder.join(format!("{name}.parquet"))).expect(name)).to_vec()
+        ["segments", "user_segments", "segment_ads", "shadow_ads"]
+            .map(|name| std::fs::read(folder.join(format!("{name}.parquet"))).expect(name))
+            .to_vec()
     }
 
     /// The spec as a file, for runs through the command line.
