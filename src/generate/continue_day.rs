@@ -179,8 +179,11 @@ impl<'a> Server<'a> {
     }
 }
 
+/// A segment's rows by arm and ad.
+type Rows = [BTreeMap<usize, Row>; 3];
+
 /// Segments in the order of their names, and their rows.
-fn rows_of<'a>(world: &World, table: &'a RecordBatch) -> Result<(Vec<&'a str>, Vec<[BTreeMap<usize, Row>; 3]>)> {
+fn rows_of<'a>(world: &World, table: &'a RecordBatch) -> Result<(Vec<&'a str>, Vec<Rows>)> {
     let (segments, arms) = (column::<StringArray>(table, "segment_id")?, column::<StringArray>(table, "arm")?);
     let (ads, propensities) = (column::<StringArray>(table, "ad_id")?, column::<Float64Array>(table, "propensity")?);
     let caps = optional_column::<Int64Array>(table, "frequency_cap")?;

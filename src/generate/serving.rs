@@ -283,11 +283,11 @@ impl Till {
         for (campaign, settings) in world.campaigns.iter().enumerate() {
             let runs = world.ads.iter().zip(running).any(|(ad, running)| ad.campaign == campaign && *running);
             let mut budget_left = settings.daily_budget;
-            for hour in 0..24 {
+            for (hour, slots) in slots.iter().enumerate() {
                 let (wins, clicks, spend) = self.hours[campaign][hour];
                 let (multiplier, propensity) = policy.tried(campaign, hour);
                 budget_left -= spend;
-                let auctions = if runs { slots[hour] } else { 0 };
+                let auctions = if runs { *slots } else { 0 };
                 hours.push(CampaignHour { campaign, hour, multiplier, propensity, auctions, wins, clicks, spend, budget_left });
             }
         }

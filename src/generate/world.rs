@@ -395,7 +395,7 @@ fn campaign(plan: &Plan, i: usize) -> Campaign {
         per_click: rng.random_bool(0.75),
         daily_budget: (expected * ease).max(1.0).round() as i64 * 1_000_000,
         frequency_cap: cap,
-        min_impressions: rng.random_bool(0.2).then(|| (plan.users as f64 * 0.05) as i64),
+        min_impressions: rng.random_bool(0.2).then_some((plan.users as f64 * 0.05) as i64),
         target_roi: rng.random_bool(0.3).then(|| f64::from(rng.random_range(20..60_u32)) / 10.0),
         target_cpa: rng.random_bool(0.3).then(|| f64::from(rng.random_range(20..80_u32))),
         dearest: 0,

@@ -81,7 +81,7 @@ impl Table {
             builder.push(*cell);
         }
         self.rows += 1;
-        if self.rows % BATCH as u64 == 0 { self.flush() } else { Ok(()) }
+        if self.rows.is_multiple_of(BATCH as u64) { self.flush() } else { Ok(()) }
     }
 
     fn flush(&mut self) -> Result<()> {

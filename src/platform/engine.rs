@@ -80,9 +80,9 @@ pub fn files(context: &SessionContext, store: &Store, paths: &[String], format: 
     let host = format!("{:016x}", xxhash_rust::xxh3::xxh3_64(store.locate("").as_str().as_bytes()));
     let root = Url::parse(&format!("store://{host}/")).expect("a hex host makes a URL");
     context.register_object_store(&root, store.object_store());
-    let urls = paths.iter().map(|path| {
-        ListingTableUrl::parse(root.join(store.at(path).as_ref()).map_err(|e| Error::internal(e))?.as_str()).map_err(Error::from)
-    });
+    let urls = paths
+        .iter()
+        .map(|path| ListingTableUrl::parse(root.join(store.at(path).as_ref()).map_err(Error::internal)?.as_str()).map_err(Error::from));
     let urls = urls.collect::<Result<Vec<_>>>()?;
     let format: Arc<dyn FileFormat> = match format {
         Format::Parquet => Arc::new(ParquetFormat::default()),

@@ -16,9 +16,12 @@ pub fn meter(part: f64) -> String {
     )
 }
 
+/// A value and its interval, as far as they are known.
+pub type Mark = (Option<f64>, Option<(f64, f64)>);
+
 /// One drawing per estimate with its interval, all on one scale, so that a column of them reads as a forest plot. An interval
 /// that holds the `reference` is drawn pale: it says nothing.
-pub fn marks(estimates: &[(Option<f64>, Option<(f64, f64)>)], reference: Option<f64>) -> Vec<String> {
+pub fn marks(estimates: &[Mark], reference: Option<f64>) -> Vec<String> {
     let all = estimates.iter().flat_map(|(value, ends)| value.iter().copied().chain(ends.iter().flat_map(|(lo, hi)| [*lo, *hi])));
     let Some((low, high)) = range(all.chain(reference)) else { return vec![String::new(); estimates.len()] };
     let x = |value: f64| 4.0 + 152.0 * (value - low) / (high - low);

@@ -144,6 +144,7 @@ fn owners(folder: &Path, day: NaiveDate) -> HashMap<String, String> {
 }
 
 #[test]
+#[expect(clippy::type_complexity, reason = "a list of named closures reads better than a type for it")]
 fn the_world_is_as_hard_as_it_claims() {
     let folder = measured();
     let all = shown(folder);

@@ -440,8 +440,8 @@ fn labels_of_the_article(interest: &Interest) -> [&'static str; 3] {
 
 #[test]
 fn more_evidence_never_lowers_a_score() {
-    for category in 0..CATEGORIES.len() {
-        let name = CATEGORIES[category].2;
+    for (category, (_, _, name)) in CATEGORIES.iter().enumerate() {
+        let name = *name;
         let score = |searches: f64, views: f64| scores_of(vec![(category, views, 0.0, searches, searches.min(1.0))], &[name])[name].0;
         for more in 1..6 {
             assert!(score(f64::from(more), 0.0) >= score(f64::from(more - 1), 0.0), "{name}: {more} searches");

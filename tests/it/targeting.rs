@@ -117,6 +117,7 @@ fn random_problem(random: &mut ChaCha8Rng, segments: usize, groups: usize, densi
 }
 
 #[test]
+#[expect(clippy::type_complexity, reason = "a list of named closures reads better than a type for it")]
 fn the_check_finds_every_rule_that_is_broken() {
     // A shop with a planned ad that spends a budget and has its campaign's cap of 2.
     let paid = |night: &Night| {
