@@ -3,15 +3,18 @@
 //! `cargo bench --bench night -- [users] [days]`, by default 100,000 users over 28 days: about ten million rows of logs. The shop is
 //! kept in the target folder and made once; what the night wrote is removed first, so that every step is done.
 
+use arrow::array::{BooleanArray, Float64Array, Int64Array, RecordBatch, StringArray};
 use chrono::NaiveDate;
 use nightmarket::generate;
-use nightmarket::pipeline::{self, Stage};
-use nightmarket::platform::catalog::Catalog;
+use nightmarket::pipeline::{self, Facts, Stage};
+use nightmarket::platform::catalog::{Catalog, IdDomain};
 use nightmarket::platform::pseudonym::Key;
 use nightmarket::platform::run::Run;
 use nightmarket::platform::storage::Store;
 use nightmarket::spec::Spec;
-use std::collections::BTreeMap;
+use nightmarket::statistics::metrics;
+use nightmarket::types::column;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 use std::time::Instant;
 
@@ -60,8 +63,69 @@ async fn main() -> nightmarket::error::Result<()> {
         peak_mib(),
         std::thread::available_parallelism().map_or(0, |n| n.get())
     );
-    println!("{}", pipeline::summary(&facts)?);
+    println!("{}\n", pipeline::summary(&facts)?);
+    against_truth(&run, &facts, &key).await
+}
+
+/// What the truth itself scores on the gate's rows, and whether people's true top interest is among their labels.
+#[expect(clippy::print_stdout, reason = "a bench prints its table")]
+async fn against_truth(run: &Run, facts: &Facts, key: &Key) -> nightmarket::error::Result<()> {
+    let test = only(run, &format!("dataset/response/dt={}", run.date), "test.parquet").await?;
+    let (ids, clicked) = (column::<StringArray>(&test, "impression_id")?, column::<BooleanArray>(&test, "clicked")?);
+    let mut p_click = HashMap::new();
+    for rows in all(&run.raw, "truth/impressions").await? {
+        let (ids, p) = (column::<StringArray>(&rows, "impression_id")?, column::<Float64Array>(&rows, "p_click")?);
+        p_click.extend(ids.iter().flatten().map(str::to_owned).zip(p.iter().flatten()));
+    }
+    let labels: Vec<bool> = clicked.iter().map(|clicked| clicked.unwrap_or(false)).collect();
+    let truth: Vec<f64> = ids.iter().flatten().map(|id| p_click[id]).collect();
+    println!("| scores on {} rows | AUC | logloss | calibration ratio |\n|---|---|---|---|", truth.len());
+    for score in facts.gate.iter().flat_map(|judged| &judged.verdict.scores) {
+        println!("| {:?} | {:.4} | {:.5} | {:.3} |", score.name, value(score.auc), value(score.logloss), value(score.calibration_ratio));
+    }
+    let (auc, logloss) = (metrics::auc(&labels, &truth), metrics::logloss(&labels, &truth));
+    let ratio = metrics::calibration_ratio(&labels, &truth);
+    println!("| truth | {:.4} | {:.5} | {:.3} |\n", value(auc), value(logloss), value(ratio));
+
+    let labelled = only(run, &format!("segments/dt={}", run.date), "labels_before_floor.parquet").await?;
+    let (users, categories) = (column::<StringArray>(&labelled, "user_id")?, column::<StringArray>(&labelled, "category_id")?);
+    let given: HashSet<(&str, &str)> = users.iter().flatten().zip(categories.iter().flatten()).collect();
+    let known: HashSet<&str> = users.iter().flatten().collect();
+    let (mut hits, mut people) = (0_u64, 0_u64);
+    for rows in all(&run.raw, "truth/interests").await? {
+        let (users, categories) = (column::<StringArray>(&rows, "user_id")?, column::<StringArray>(&rows, "category_id")?);
+        let ranks = column::<Int64Array>(&rows, "rank")?;
+        for row in (0..rows.num_rows()).filter(|&row| ranks.value(row) == 1) {
+            let pseudonym = key.pseudonym(IdDomain::User, users.value(row));
+            people += u64::from(known.contains(pseudonym.as_str()));
+            hits += u64::from(given.contains(&(pseudonym.as_str(), categories.value(row))));
+        }
+    }
+    println!(
+        "true top interest among the labels of {hits} of {people} labelled users: {:.1} %",
+        100.0 * hits as f64 / people.max(1) as f64
+    );
     Ok(())
+}
+
+fn value(value: Option<f64>) -> f64 {
+    value.unwrap_or(f64::NAN)
+}
+
+/// The file of that name of a folder's only step.
+async fn only(run: &Run, folder: &str, name: &str) -> nightmarket::error::Result<RecordBatch> {
+    let objects = run.output.list(folder).await?;
+    let path = objects.iter().map(|object| &object.path).find(|path| path.ends_with(name)).expect("the step was done");
+    run.output.read_parquet(path).await
+}
+
+/// Every table below a folder.
+async fn all(store: &Store, folder: &str) -> nightmarket::error::Result<Vec<RecordBatch>> {
+    let mut tables = Vec::new();
+    for object in store.list(folder).await? {
+        tables.push(store.read_parquet(&object.path).await?);
+    }
+    Ok(tables)
 }
 
 /// Lets the kernel's record of the highest memory start anew (Linux); elsewhere the record is of the whole process.

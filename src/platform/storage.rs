@@ -146,7 +146,8 @@ impl Store {
         let path = self.at(prefix);
         let listing = || format!("listing {}", self.locate(prefix));
         let mut found: Vec<_> = self.root.list(Some(&path)).try_collect().await.with_context(listing)?;
-        if found.is_empty() && !prefix.is_empty() {
+        // Only a file has an ending; to ask for a folder as if it were an object puzzles some stores.
+        if found.is_empty() && path.extension().is_some() {
             match self.root.head(&path).await {
                 Ok(object) => found.push(object),
                 Err(object_store::Error::NotFound { .. }) => {}
