@@ -250,12 +250,12 @@ async fn dispatch(cli: Cli) -> Result<()> {
         Command::Rollback { at, to } => {
             let (run, spec, key) = open(&at)?;
             let suppressed = ingest::suppressed_on(&run, &spec.ingest, &key).await?;
-            let commit = publish::rollback(&run, &to, &suppressed).await?;
+            let commit = publish::rollback(&run, &to, &suppressed, spec.segments.floor).await?;
             print(output, &commit, || describe_commit(&commit))
         }
         Command::Lookup { job, user, place } => {
             let spec = Spec::read(&job)?;
-            let pseudonym = Key::read(&spec.privacy)?.pseudonym(IdDomain::User, &user);
+            let pseudonym = Key::read(&spec.privacy)?.pseudonym(IdDomain::User, user.trim());
             let found = publish::lookup(&output_store(&spec, &place)?, &pseudonym).await?;
             print(output, &found, || found.to_string())
         }

@@ -15,12 +15,13 @@ use crate::types::{column, optional_column};
 use arrow::array::{Array, BooleanArray, RecordBatch, StringArray, UInt32Array};
 use arrow::compute::{filter_record_batch, take_record_batch};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
+use arrow::row::{RowConverter, SortField};
 use bytes::Bytes;
 use chrono::{Days, NaiveDate};
 use datafusion::catalog::MemorySchemaProvider;
 use datafusion::common::ScalarValue;
 use datafusion::common::TableReference;
-use datafusion::functions::expr_fn::{coalesce, isnan, nullif};
+use datafusion::functions::expr_fn::{btrim, coalesce, isnan, nullif};
 use datafusion::logical_expr::{Expr, cast, ident, lit, when};
 use datafusion::prelude::{DataFrame, SessionContext};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
@@ -140,7 +141,21 @@ pub async fn run(run: &Run, settings: &Settings, key: &Key) -> Result<Staged> {
     staged.people = (settings.consent == Consent::Required).then_some(People { target: people.target, measure: people.measure });
     staged.facts.raw = raw.facts(&duplicates);
     staged.facts.skipped = raw.skipped;
+    for query in &run.catalog.checks {
+        check(run, &staged, query).await?;
+    }
     Ok(staged)
+}
+
+/// Runs one of the shop's checks: a row it returns is a violation.
+async fn check(run: &Run, staged: &Staged, query: &Query) -> Result<()> {
+    let context = staged.as_of(run, run.date, None, query.reads.iter().map(String::as_str))?;
+    let violations = engine::collect(engine::plan(&context, query, run.as_of()).await?).await?.num_rows();
+    match violations {
+        0 => Ok(()),
+        _ => Err(Error::contract(format_args!("check {}: {violations} violations as of {}", query.path.display(), run.date))
+            .action("look at the rows with `nightmarket sql preview` of the tables it reads, and mend the input")),
+    }
 }
 
 /// The pseudonyms on the run date's suppression list, from that list alone: nothing else of the date need have arrived.
@@ -280,6 +295,15 @@ impl RawTable {
             let location = run.raw.locate(&object.path);
             let (schema, rows) = read_schema(format, &bytes).with_context(|| format!("raw table {name}: {location}"))?;
             check_schema(source, format, &schema).with_context(|| format!("raw table {name}: {location}"))?;
+            // One reader reads all files of a table, and CSV goes by position: another order of columns would put ids in the wrong place.
+            if let Some((first_format, first)) = &found
+                && (*first_format != format || (format == Format::Csv && *first != schema))
+            {
+                return Err(Error::contract(format_args!(
+                    "raw table {name}: {location} has another header or format than the table's other files"
+                ))
+                .action("deliver all files of the table with the same columns in the same order"));
+            }
             if found.as_ref().is_none_or(|(_, first)| first.fields().len() < schema.fields().len()) {
                 found = Some((format, schema));
             }
@@ -300,7 +324,9 @@ impl RawTable {
     }
 
     fn fingerprint(&self) -> String {
+        let contract = serde_json::to_string(&self.source).expect("a contract serialises");
         let text: String = self.files.iter().map(|file| format!("{} {:032x}\n", file.path, file.fingerprint)).collect();
+        let text = format!("{contract}\n{text}");
         format!("{:032x}", xxh3_128(text.as_bytes()))
     }
 
@@ -364,6 +390,8 @@ impl RawTable {
             value = when(isnan(value.clone()).or(infinite), none).otherwise(value).expect("two branches of one type");
         }
         if let Some(domain) = contract.id {
+            // Nobody can trim a pseudonym: an id with a stray blank would be somebody else, and not on the suppression list.
+            value = nullif(btrim(vec![value]), lit(""));
             value = key.function(domain).call(vec![value]);
         }
         value.alias(name)
@@ -503,6 +531,8 @@ async fn stage(run: &Run, raw: &RawTables, staged: &mut Staged, query: &Query, k
         staged: BTreeMap<&'a str, &'a str>,
         allowed: String,
         pseudonym_key: String,
+        /// The end of the day, which the job's time zone decides.
+        as_of: chrono::DateTime<chrono::Utc>,
         buckets: usize,
         days: &'a [Option<NaiveDate>],
     }
@@ -512,6 +542,7 @@ async fn stage(run: &Run, raw: &RawTables, staged: &mut Staged, query: &Query, k
         staged: query.reads.iter().filter_map(|read| staged.tables.get(read).map(|table| (read.as_str(), table.key.as_str()))).collect(),
         allowed: allowed.fingerprint(),
         pseudonym_key: key.fingerprint(),
+        as_of: run.as_of(),
         buckets: run.engine.buckets,
         days: &days,
     };
@@ -583,7 +614,22 @@ async fn staged_rows(run: &Run, raw: &RawTables, staged: &Staged, query: &Query,
     let order = ["user_id", "occurred_at"].into_iter().filter(|column| names.iter().any(|name| name == column));
     let order = order.chain(query.grain.iter().map(String::as_str)).map(|column| ident(column).sort(true, true)).collect();
     let day = day.map(|day| format!(" for {day}")).unwrap_or_default();
-    engine::collect(rows.sort(order)?).await.with_context(|| format!("running {}{day}", query.path.display()))
+    let rows = engine::collect(rows.sort(order)?).await.with_context(|| format!("running {}{day}", query.path.display()))?;
+    let twice = rows.num_rows() - distinct(&rows, &query.grain)?;
+    if twice > 0 {
+        let grain = query.grain.join(", ");
+        return Err(Error::contract(format_args!("table {}{day}: {twice} rows share their {grain} with another row", query.name))
+            .action(format_args!("let {} keep one row a {grain}, or mend the input", query.path.display())));
+    }
+    Ok(rows)
+}
+
+/// How many different keys the rows have; a NULL is a value here.
+fn distinct(rows: &RecordBatch, key: &[String]) -> Result<usize> {
+    let columns: Vec<_> = key.iter().map(|name| rows[name.as_str()].clone()).collect();
+    let fields = columns.iter().map(|column| SortField::new(column.data_type().clone())).collect();
+    let encoded = RowConverter::new(fields)?.convert_columns(&columns)?;
+    Ok(encoded.iter().collect::<HashSet<_>>().len())
 }
 
 /// Rows by bucket of their user, in bucket order; rows without users stay together. A day without rows gives one empty file,

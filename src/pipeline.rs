@@ -16,7 +16,7 @@ pub use facts::{Facts, summary};
 use std::collections::BTreeMap;
 
 /// Where a run may stop.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 pub enum Stage {
     Ingest,
     Features,
@@ -37,11 +37,14 @@ pub async fn run(run: &Run, spec: &Spec, key: &Key, until: Stage) -> Result<Fact
     let mut facts = Facts::new(run);
     night(run, spec, key, until, &mut facts).await?;
     facts.timings = run.timings();
-    let json = serde_json::to_value(&facts)?;
-    let folder = format!("reports/dt={}", run.date);
-    run.output.put(&format!("{folder}/report.json"), serde_json::to_vec_pretty(&json)?.into()).await?;
-    run.output.put(&format!("{folder}/report.html"), report::render(&json)?.into()).await?;
-    facts.report = Some(run.output.locate(&format!("{folder}/report.html")).to_string());
+    // A run that stops before the table is decided has no report, and must not write over the night's.
+    if until >= Stage::Publish {
+        let json = serde_json::to_value(&facts)?;
+        let folder = format!("reports/dt={}", run.date);
+        run.output.put(&format!("{folder}/report.json"), serde_json::to_vec_pretty(&json)?.into()).await?;
+        run.output.put(&format!("{folder}/report.html"), report::render(&json)?.into()).await?;
+        facts.report = Some(run.output.locate(&format!("{folder}/report.html")).to_string());
+    }
     Ok(facts)
 }
 
@@ -123,7 +126,7 @@ async fn night(run: &Run, spec: &Spec, key: &Key, until: Stage, facts: &mut Fact
     if admission.floor_broken {
         return Err(Error::privacy(admission.objections()).action("see [segments] floor of the job; yesterday's table stays"));
     }
-    let written = publish::write(run, &policy_version, &tables, &suppressed, &planned.key).await?;
+    let written = publish::write(run, &policy_version, &tables, &suppressed, spec.segments.floor, &planned.key).await?;
     facts.publish = Some(match admission.admitted {
         true => publish::commit(run, &written, Some(chosen.folder)).await?,
         false => publish::keep(&written, &admission.objections()),

@@ -7,11 +7,12 @@ use crate::error::{Context, Error, Kind, Result};
 use crate::platform::run::{Done, Run, Step};
 use crate::platform::storage::{Created, FileEntry, Store, sha256};
 use crate::types::column;
-use arrow::array::{BooleanArray, Float64Array, RecordBatch, StringArray};
+use arrow::array::{ArrayRef, BooleanArray, Float64Array, Int64Array, RecordBatch, StringArray};
 use arrow::compute::filter_record_batch;
 use chrono::NaiveDate;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::Arc;
 
 /// One commit: `targeting/_commits/{generation:020}.json`.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
@@ -96,18 +97,23 @@ pub async fn history(output: &Store) -> Result<Vec<Commit>> {
     Ok(commits)
 }
 
-/// The commit that served on the day of `date`: the latest one of an earlier run date. The same on a rerun.
+/// The commit that served on the day of `date`: the last one before any of that date or a later one. The same on a rerun, even after
+/// a rollback.
 pub async fn previous(output: &Store, date: NaiveDate) -> Result<Option<Commit>> {
-    Ok(history(output).await?.into_iter().rev().find(|commit| commit.run_date < date))
+    Ok(history(output).await?.into_iter().take_while(|commit| commit.run_date < date).last())
 }
 
 /// Writes tables under their own immutable folder, suppressed users taken out. Nothing is visible yet. `origin` is the key of what
 /// the tables were made of.
+///
+/// # Errors
+/// `Privacy` when the users who are left are fewer than `floor` in some segment.
 pub async fn write(
     run: &Run,
     policy_version: &str,
     tables: &Tables,
     suppressed: &HashSet<String>,
+    floor: u64,
     origin: &str,
 ) -> Result<Done<TablesFacts>> {
     let names: BTreeSet<&String> = suppressed.iter().collect();
@@ -119,7 +125,11 @@ pub async fn write(
     run.step(&format!("targeting/tables/dt={}", run.date), &inputs, async |step: &Step| {
         let user_segments = without(&tables.user_segments, suppressed)?;
         let suppressed_rows = (tables.user_segments.num_rows() - user_segments.num_rows()) as u64;
-        step.write_table("segments.parquet", &tables.segments).await?;
+        let segments = match suppressed_rows {
+            0 => tables.segments.clone(),
+            _ => recounted(&tables.segments, &user_segments, floor)?,
+        };
+        step.write_table("segments.parquet", &segments).await?;
         step.write_table("user_segments.parquet", &user_segments).await?;
         step.write_table("segment_ads.parquet", &tables.segment_ads).await?;
         step.write_table("shadow_ads.parquet", &tables.shadow_ads).await?;
@@ -132,6 +142,24 @@ fn without(rows: &RecordBatch, suppressed: &HashSet<String>) -> Result<RecordBat
     let users = column::<StringArray>(rows, "user_id")?;
     let keep: BooleanArray = users.iter().map(|user| Some(user.is_some_and(|user| !suppressed.contains(user)))).collect();
     Ok(filter_record_batch(rows, &keep)?)
+}
+
+/// The segments with the sizes of those who are left.
+fn recounted(segments: &RecordBatch, user_segments: &RecordBatch, floor: u64) -> Result<RecordBatch> {
+    let mut left: BTreeMap<&str, i64> = BTreeMap::new();
+    column::<StringArray>(user_segments, "segment_id")?.iter().flatten().for_each(|id| *left.entry(id).or_default() += 1);
+    if let Some((id, users)) = left.iter().find(|(_, users)| users.unsigned_abs() < floor) {
+        return Err(Error::privacy(format_args!(
+            "without the suppressed, segment {id} has {users} users, fewer than the floor of {floor}"
+        ))
+        .action("publish a new night instead: it forms its segments anew"));
+    }
+    let sizes = column::<StringArray>(segments, "segment_id")?.iter().map(|id| left.get(id.unwrap_or_default()).copied().unwrap_or(0));
+    let sizes: ArrayRef = Arc::new(Int64Array::from_iter_values(sizes));
+    let place = segments.schema().index_of("size_released")?;
+    let mut columns = segments.columns().to_vec();
+    columns[place] = sizes;
+    Ok(RecordBatch::try_new(segments.schema(), columns)?)
 }
 
 /// Makes written tables the ones that ad servers read.
@@ -148,9 +176,9 @@ pub async fn commit(run: &Run, tables: &Done<TablesFacts>, model: Option<String>
         return Ok(facts);
     }
     let head = commits.last();
-    if let Some(later) = head.filter(|head| head.run_date > run.date) {
+    if let Some(later) = commits.iter().find(|commit| commit.run_date > run.date) {
         facts.state = State::Kept;
-        facts.reason = format!("generation {} already serves the later date {}", later.generation, later.run_date);
+        facts.reason = format!("generation {} was published for the later date {}", later.generation, later.run_date);
         return Ok(facts);
     }
     let manifest = tables.store.get("_manifest.json").await?;
@@ -201,7 +229,7 @@ async fn create(output: &Store, commit: &Commit) -> Result<()> {
 
 /// Serves an earlier table again: its commit is repeated as a new one, over a copy without the users on today's suppression list
 /// when that list names one of them.
-pub async fn rollback(run: &Run, to: &str, suppressed: &HashSet<String>) -> Result<Commit> {
+pub async fn rollback(run: &Run, to: &str, suppressed: &HashSet<String>, floor: u64) -> Result<Commit> {
     let commits = history(&run.output).await?;
     let head = commits.last().ok_or_else(|| Error::usage("nothing was ever published"))?;
     let wanted =
@@ -220,7 +248,7 @@ pub async fn rollback(run: &Run, to: &str, suppressed: &HashSet<String>) -> Resu
             segment_ads: source.read_parquet("segment_ads.parquet").await?,
             shadow_ads: source.read_parquet("shadow_ads.parquet").await?,
         };
-        let copy = write(run, &wanted.policy_version, &tables, suppressed, &wanted.manifest_sha256).await?;
+        let copy = write(run, &wanted.policy_version, &tables, suppressed, floor, &wanted.manifest_sha256).await?;
         commit.tables = format!("targeting/tables/dt={}/{}", run.date, copy.key);
         commit.manifest_sha256 = sha256(&copy.store.get("_manifest.json").await?);
     }

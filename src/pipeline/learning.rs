@@ -1,7 +1,7 @@
 //! Examples -> a trained, judged and chosen model, each kept as an artefact that the next night can load.
 
 use crate::dataset::DatasetFacts;
-use crate::error::{Context, Result};
+use crate::error::{Context, Kind, Result};
 use crate::gate::{self, Contest, Verdict};
 use crate::ingest::Staged;
 use crate::model::{Artifact, Interest, InterestExamples, Response, interest, response};
@@ -115,6 +115,7 @@ pub async fn champion(run: &Run, previous: Option<&Commit>, skipped: &mut Vec<St
     let loaded = artifact(&run.output.child(parent), name).await.and_then(|artifact| Response::from_artifact(&artifact));
     match loaded {
         Ok(response) => Ok(Some(Champion { folder, response })),
+        Err(error) if error.kind == Kind::Transient => Err(error),
         Err(error) => {
             tracing::warn!(%error, "the serving model cannot be loaded: there is no champion tonight");
             skipped.push(format!("champion: {error}"));
@@ -192,14 +193,17 @@ pub struct Chosen {
     /// Of the response model, relative to the output root.
     pub folder: String,
     pub response: Response,
+    /// Of tonight's models, whichever response model won: the interest model is always tonight's.
+    pub learned: String,
     pub interest: Option<Interest>,
 }
 
 pub fn choose(judged: &Judged, learned: Learned, champion: Option<Champion>) -> Result<Chosen> {
+    let tonight = learned.folder.clone();
     let (folder, response) = match (judged.verdict.serving, champion) {
         (gate::Contestant::Champion, Some(champion)) => (champion.folder, champion.response),
         (gate::Contestant::Challenger, _) => (format!("{}/{NETWORK}", learned.folder), learned.network),
         _ => (format!("{}/{BASELINE}", learned.folder), learned.baseline),
     };
-    Ok(Chosen { folder, response, interest: learned.interest })
+    Ok(Chosen { folder, response, learned: tonight, interest: learned.interest })
 }

@@ -58,6 +58,9 @@ pub async fn segments(
         "settings": spec.segments,
         "snapshots": snapshots.keys(run.date),
         "model": chosen.folder,
+        "interest": chosen.learned,
+        "ads": staged.key("ads"),
+        "impressions": staged.key("impressions"),
         "categories": staged.key("categories"),
         "consents": staged.key("consents"),
         "suppressions": staged.key("suppressions"),
@@ -289,8 +292,12 @@ pub async fn proposal<'a>(
         floor: spec.segments.floor,
     };
     let sizes = column::<Int64Array>(&tables.segments, "size_released")?;
+    let mut feasibility = targeting::tables::check(&whole);
+    if tables.user_segments.num_rows() == 0 {
+        feasibility.push("no user is in any released segment: nobody consents to being targeted, or all segments are too small".to_owned());
+    }
     Ok(Proposal {
-        feasibility: targeting::tables::check(&whole),
+        feasibility,
         smallest_segment: sizes.iter().flatten().filter(|size| *size > 0).map(i64::unsigned_abs).min(),
         floor: spec.segments.floor,
         propensity_sums: admit::propensity_sums(&tables.segment_ads)?,

@@ -182,16 +182,17 @@ impl Catalog {
     fn check_names(&self) -> Result<()> {
         let staged: BTreeSet<&str> = self.staging.iter().map(|query| query.name.as_str()).collect();
         let features: BTreeSet<&str> = self.features.iter().map(|query| query.name.as_str()).collect();
-        for (query, rooms) in
-            self.staging.iter().map(|query| (query, "staging")).chain(self.features.iter().map(|query| (query, "features")))
-        {
+        let staging = self.staging.iter().map(|query| (query, "staging"));
+        let features_and_checks =
+            self.features.iter().map(|query| (query, "features")).chain(self.checks.iter().map(|query| (query, "checks")));
+        for (query, rooms) in staging.chain(features_and_checks) {
             let (name, path) = (&query.name, query.path.display());
             if rooms == "features" && staged.contains(name.as_str()) {
                 return Err(Error::usage(format_args!("{path}: the name {name} is taken by staging/{name}.sql")));
             }
             for read in &query.reads {
                 let known: Vec<&str> = match read.strip_prefix("raw.") {
-                    Some(_) if rooms == "features" => {
+                    Some(_) if rooms != "staging" => {
                         return Err(Error::usage(format_args!("{path} reads {read}: only staging may read raw tables")));
                     }
                     Some(source) if self.sources.contains_key(source) => continue,

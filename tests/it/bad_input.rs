@@ -1,10 +1,11 @@
 //! Bad input ends in the right exit code and one clear line, or in the right result; the table of the night before still serves.
 
-use crate::shop::{DATE, NEXT, SECRET, Shop};
+use crate::shop::{DATE, NEXT, SECRET, Shop, block_on, key};
 use arrow::array::{ArrayRef, BooleanArray, Float64Array, Int64Array, RecordBatch, StringArray};
 use arrow::compute::{concat_batches, filter_record_batch};
 use arrow::datatypes::{Field, Schema};
 use nightmarket::error::{Error, Kind};
+use nightmarket::pipeline::{self, Stage};
 use nightmarket::platform::storage::{parquet_bytes, parquet_table};
 use nightmarket::publish::State;
 use nightmarket::types::column;
@@ -260,4 +261,74 @@ fn sql_that_writes_or_reads_a_file_is_refused() {
         assert!(error.to_string().contains("user__stolen.sql") && error.to_string().contains(complaint), "{text}: {error}");
         std::fs::remove_file(path).unwrap();
     }
+}
+
+/// What the ingest of the second night finds of a table.
+fn ingested(shop: &Shop, table: &str) -> serde_json::Value {
+    let facts = block_on(pipeline::run(&shop.run(NEXT), &shop.spec, &key(), Stage::Ingest)).expect("the input is taken in");
+    let json = serde_json::to_value(&facts).unwrap();
+    json["ingest"]["tables"].as_array().unwrap().iter().find(|row| row["name"] == table).unwrap().clone()
+}
+
+#[test]
+fn a_blank_beside_a_suppressed_id_protects_nobody_less() {
+    let (plain, padded) = (Shop::served(), Shop::served());
+    rewrite(&file(&padded, "suppressions", NEXT), |rows| {
+        let ids = column::<StringArray>(&rows, "uid").unwrap();
+        let values: ArrayRef = Arc::new(StringArray::from_iter_values(ids.iter().map(|id| format!(" {} ", id.unwrap_or_default()))));
+        with_column(&rows, "uid", "uid", values)
+    });
+    let expected = ingested(&plain, "users");
+    assert!(expected["dropped_suppressed"].as_u64() > Some(0), "somebody is suppressed: {expected}");
+    assert_eq!(ingested(&padded, "users"), expected);
+}
+
+#[test]
+fn an_item_listed_twice_multiplies_no_event() {
+    let (plain, twice) = (Shop::served(), Shop::served());
+    rewrite(&file(&twice, "items", NEXT), |rows| concat_batches(&rows.schema(), [&rows, &rows]).unwrap());
+    assert_eq!(ingested(&plain, "events"), ingested(&twice, "events"));
+}
+
+#[test]
+fn csv_files_of_one_table_with_different_headers_are_refused() {
+    let shop = Shop::served();
+    let list = shop.raw(&format!("suppressions/dt={NEXT}"));
+    std::fs::remove_dir_all(shop.raw("suppressions")).unwrap();
+    std::fs::create_dir_all(&list).unwrap();
+    std::fs::write(list.join("a.csv"), "uid,reason,since\nu_0000001,erasure,2026-11-20T00:00:00Z\n").unwrap();
+    std::fs::write(list.join("b.csv"), "reason,uid,since\nerasure,u_0000002,2026-11-20T00:00:00Z\n").unwrap();
+    let error = refused(&shop);
+    assert_eq!(error.kind, Kind::Contract, "{error}");
+    assert!(error.to_string().contains("b.csv"), "{error}");
+}
+
+#[test]
+fn after_a_rollback_a_rerun_of_the_night_leaves_the_earlier_table_serving() {
+    let shop = Shop::served();
+    published(&shop);
+    let run = shop.run(NEXT);
+    let suppressed = block_on(nightmarket::ingest::suppressed_on(&run, &shop.spec.ingest, &key())).unwrap();
+    block_on(nightmarket::publish::rollback(&run, "1", &suppressed, shop.spec.segments.floor)).expect("rolls back");
+    let facts = shop.night(NEXT).expect("runs again");
+    assert_eq!(facts.publish.expect("a finding").state, State::AlreadyPublished);
+    let history = shop.history();
+    assert_eq!(history.len(), 3);
+    assert_eq!(history[2].run_date, DATE, "the table of the first night serves");
+}
+
+#[test]
+fn a_night_that_could_target_nobody_keeps_the_table() {
+    let shop = Shop::served();
+    rewrite(&file(&shop, "consents", NEXT), |rows| {
+        let values: ArrayRef = Arc::new(StringArray::from(vec!["maybe"; rows.num_rows()]));
+        with_column(&rows, "ads_ok", "ads_ok", values)
+    });
+    let _ = std::fs::remove_file(shop.raw(&format!("consents/dt={NEXT}/part-planted.parquet")));
+    let before = shop.history();
+    match shop.night(NEXT) {
+        Ok(facts) => assert_eq!(facts.publish.expect("a finding").state, State::Kept),
+        Err(error) => assert_eq!(error.kind, Kind::Privacy, "{error}"),
+    }
+    assert_eq!(shop.history(), before);
 }

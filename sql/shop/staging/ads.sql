@@ -2,6 +2,10 @@
 -- grain: ad_id
 -- owner: ads-platform
 -- daily: ads
+WITH numbered AS (
+    SELECT *, ROW_NUMBER() OVER (PARTITION BY ad_id ORDER BY campaign, cat, sku, title, bid, bid_type, first_day, last_day) AS delivery
+    FROM raw.ads
+)
 SELECT
     ad_id,
     campaign AS campaign_id,
@@ -12,4 +16,5 @@ SELECT
     CASE LOWER(TRIM(bid_type)) WHEN 'cpc' THEN 'cpc' WHEN 'cpm' THEN 'cpm' END AS bid_type,
     first_day AS starts_at,                                  -- from the beginning of that day
     last_day + INTERVAL '1 day' AS ends_at                   -- exclusive; NULL = runs on
-FROM raw.ads
+FROM numbered
+WHERE delivery = 1

@@ -3,7 +3,7 @@
 -- owner: data-platform
 -- daily: events
 WITH numbered AS (
-    SELECT *, ROW_NUMBER() OVER (PARTITION BY event_id ORDER BY recv_ts) AS delivery
+    SELECT *, ROW_NUMBER() OVER (PARTITION BY event_id ORDER BY recv_ts, ts, device_id, uid, action, sku, keyword, price, qty, channel, user_agent) AS delivery
     FROM raw.events
 ),
 delivered AS (

@@ -3,7 +3,7 @@
 -- owner: ads-platform
 -- daily: ad_impressions
 WITH numbered AS (
-    SELECT *, ROW_NUMBER() OVER (PARTITION BY impression_id ORDER BY recv_ts) AS delivery
+    SELECT *, ROW_NUMBER() OVER (PARTITION BY impression_id ORDER BY recv_ts, ts, device_id, ad_id, slot, channel, arm, propensity, policy_version, segment_id, charge) AS delivery
     FROM raw.ad_impressions
 ),
 -- Clicks come within a day of the day's impressions and orders within 30 days: the rest of the two logs is somebody else's.
