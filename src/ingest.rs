@@ -14,7 +14,7 @@ use crate::platform::storage::Store;
 use crate::types::{column, optional_column};
 use arrow::array::{Array, BooleanArray, RecordBatch, StringArray, UInt32Array};
 use arrow::compute::{filter_record_batch, take_record_batch};
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::row::{RowConverter, SortField};
 use bytes::Bytes;
 use chrono::{Days, NaiveDate};
@@ -368,14 +368,7 @@ impl RawTable {
     /// One contracted column in its plain type; NaN and infinities are no values.
     fn expression(&self, name: &str, key: &Key) -> Expr {
         let contract = &self.source.columns[name];
-        let wanted = match contract.kind {
-            ColumnKind::String => DataType::Utf8,
-            ColumnKind::Int64 => DataType::Int64,
-            ColumnKind::Float64 => DataType::Float64,
-            ColumnKind::Bool => DataType::Boolean,
-            ColumnKind::Timestamp => DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into())),
-            ColumnKind::Date => DataType::Date32,
-        };
+        let wanted = contract.kind.data_type();
         if self.schema.field_with_name(name).is_err() {
             let null = ScalarValue::try_from(&wanted).expect("contract types have a null");
             return lit(null).alias(name);

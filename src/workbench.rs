@@ -3,12 +3,12 @@
 use crate::error::{Context, Error, Result};
 use crate::features;
 use crate::ingest;
-use crate::platform::catalog::{Catalog, ColumnKind, Query, load_file};
+use crate::platform::catalog::{Catalog, Query, load_file};
 use crate::platform::engine;
 use crate::platform::pseudonym::Key;
 use crate::platform::run::Run;
 use arrow::array::RecordBatch;
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
+use arrow::datatypes::{Field, Schema, SchemaRef};
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use chrono::{DateTime, Utc};
 use datafusion::catalog::MemorySchemaProvider;
@@ -39,7 +39,7 @@ pub async fn check(catalog: &Catalog, as_of: DateTime<Utc>) -> Result<Vec<Planne
     let context = engine::session(&engine::Settings { threads: 1, ..engine::Settings::default() })?;
     register_raw_schema(&context)?;
     for (name, source) in &catalog.sources {
-        let field = |(name, column): (&String, &crate::platform::catalog::Column)| Field::new(name, arrow_type(column.kind), true);
+        let field = |(name, column): (&String, &crate::platform::catalog::Column)| Field::new(name, column.kind.data_type(), true);
         let schema = Arc::new(Schema::new(source.columns.iter().map(field).collect::<Vec<_>>()));
         register_empty(&context, TableReference::partial("raw", name.as_str()), schema)?;
     }
@@ -107,17 +107,6 @@ fn register_empty(context: &SessionContext, name: TableReference, schema: Schema
 fn register_raw_schema(context: &SessionContext) -> Result<()> {
     context.catalog("datafusion").expect("the default catalog exists").register_schema("raw", Arc::new(MemorySchemaProvider::new()))?;
     Ok(())
-}
-
-fn arrow_type(kind: ColumnKind) -> DataType {
-    match kind {
-        ColumnKind::String => DataType::Utf8,
-        ColumnKind::Int64 => DataType::Int64,
-        ColumnKind::Float64 => DataType::Float64,
-        ColumnKind::Bool => DataType::Boolean,
-        ColumnKind::Timestamp => DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into())),
-        ColumnKind::Date => DataType::Date32,
-    }
 }
 
 /// The first rows of one file's output as of the run's date, computing what it reads first.

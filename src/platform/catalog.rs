@@ -5,6 +5,7 @@
 
 use crate::error::{Context, Error, Result};
 use crate::platform::storage::sha256;
+use arrow::datatypes::{DataType, TimeUnit};
 use datafusion::sql::parser::{DFParser, Statement};
 use datafusion::sql::resolve::resolve_table_references;
 use datafusion::sql::sqlparser::ast::Statement as SqlStatement;
@@ -93,6 +94,20 @@ pub enum ColumnKind {
     Bool,
     Timestamp,
     Date,
+}
+
+impl ColumnKind {
+    /// The plain Arrow type in which SQL sees a column of this kind.
+    pub fn data_type(self) -> DataType {
+        match self {
+            ColumnKind::String => DataType::Utf8,
+            ColumnKind::Int64 => DataType::Int64,
+            ColumnKind::Float64 => DataType::Float64,
+            ColumnKind::Bool => DataType::Boolean,
+            ColumnKind::Timestamp => DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into())),
+            ColumnKind::Date => DataType::Date32,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq)]
