@@ -1,0 +1,60 @@
+//! `nightmarket doctor`: what this machine and this job can do.
+
+use super::{Output, Place, print};
+use crate::error::{Error, Result};
+use crate::platform::catalog::Catalog;
+use crate::platform::pseudonym::Key;
+use crate::platform::storage::Store;
+use crate::spec::Spec;
+use crate::{model, workbench};
+use serde::Serialize;
+use std::path::Path;
+
+pub async fn run(job: &Path, place: &Place, output: Output) -> Result<()> {
+    let checks = checks(job, place).await?;
+    print(output, &checks, || {
+        checks
+            .iter()
+            .map(|check| format!("{:<4} {:<12} {}", if check.ok { "ok" } else { "BAD" }, check.name, check.finding))
+            .collect::<Vec<_>>()
+            .join("\n")
+    })?;
+    match checks.iter().find(|check| !check.ok) {
+        Some(bad) => Err(Error::usage(format_args!("{}: {}", bad.name, bad.finding)).action("mend it and run doctor again")),
+        None => Ok(()),
+    }
+}
+
+/// One line of `doctor`.
+#[derive(Serialize)]
+struct Checked {
+    name: &'static str,
+    ok: bool,
+    finding: String,
+}
+
+async fn checks(job: &Path, place: &Place) -> Result<Vec<Checked>> {
+    let spec = Spec::read(job)?;
+    let check = |name, result: Result<String>| match result {
+        Ok(finding) => Checked { name, ok: true, finding },
+        Err(error) => Checked { name, ok: false, finding: error.to_string() },
+    };
+    let listed = async |place: &str| -> Result<String> {
+        let store = Store::open(place)?;
+        Ok(format!("{}: {} objects", store.locate(""), store.list("").await?.len()))
+    };
+    let catalog = Catalog::load(Path::new(&spec.sql));
+    let planned = match &catalog {
+        Ok(catalog) => workbench::check(catalog, chrono::DateTime::UNIX_EPOCH).await.map(|tables| format!("{} tables plan", tables.len())),
+        Err(error) => Err(Error::usage(error)),
+    };
+    Ok(vec![
+        check("spec", Ok(format!("{}: job {}", job.display(), spec.name))),
+        check("sql", planned),
+        check("raw", listed(place.raw.as_deref().unwrap_or(&spec.store.raw)).await),
+        check("output", listed(place.out.as_deref().unwrap_or(&spec.store.output)).await),
+        check("key", Key::read(&spec.privacy).map(|key| format!("pseudonym key {}", key.fingerprint()))),
+        check("libtorch", Ok(format!("training runs on {}", model::device_name()))),
+        check("cores", Ok(std::thread::available_parallelism().map_or("unknown".to_owned(), |cores| cores.to_string()))),
+    ])
+}

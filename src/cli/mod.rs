@@ -1,0 +1,252 @@
+//! The command line: results on stdout, logs on stderr, every flag also a NIGHTMARKET_* variable. Each group of commands has a file.
+
+mod doctor;
+mod generate;
+mod sql;
+
+use crate::error::{Context, Error, Result};
+use crate::ingest;
+use crate::pipeline::{self, Facts, Stage};
+use crate::platform::catalog::{Catalog, IdDomain};
+use crate::platform::pseudonym::Key;
+use crate::platform::run::{Run, resolve_date};
+use crate::platform::storage::Store;
+use crate::publish::{self, Commit, CommitKind};
+use crate::spec::Spec;
+use chrono::NaiveDate;
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use serde::Serialize;
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+
+/// The nightly job of an e-commerce ad shop: from raw logs to segment-to-ad targeting tables, measured honestly.
+#[derive(Debug, Parser)]
+#[command(name = "nightmarket", version, propagate_version = true)]
+pub struct Cli {
+    /// How results are printed on stdout.
+    #[arg(long, global = true, value_enum, default_value_t = Output::Text, env = "NIGHTMARKET_OUTPUT")]
+    pub output: Output,
+    /// Log filter, as in `info` or `nightmarket=debug`; logs go to stderr, as JSON when it is not a terminal.
+    #[arg(long, global = true, default_value = "nightmarket=info,warn", env = "NIGHTMARKET_LOG")]
+    pub log: String,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// The night: from raw logs to published tables and the report. Resumes by itself.
+    Run {
+        #[command(flatten)]
+        at: JobDate,
+        /// Stop after this stage.
+        #[arg(long, value_enum, default_value = "report", env = "NIGHTMARKET_UNTIL")]
+        until: Stage,
+    },
+    /// The nights of several dates, oldest first.
+    Backfill {
+        /// The job's spec.
+        #[arg(env = "NIGHTMARKET_JOB")]
+        job: PathBuf,
+        #[arg(long, env = "NIGHTMARKET_START")]
+        start: NaiveDate,
+        /// The last date, itself included.
+        #[arg(long, env = "NIGHTMARKET_END")]
+        end: NaiveDate,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// What was published, oldest first; the last line serves.
+    History {
+        /// The job's spec.
+        #[arg(env = "NIGHTMARKET_JOB")]
+        job: PathBuf,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Serve an earlier table again, without the users on the date's suppression list.
+    Rollback {
+        #[command(flatten)]
+        at: JobDate,
+        /// Generation or policy version to go back to.
+        #[arg(long)]
+        to: String,
+    },
+    /// Which segments a user is in and which ads they are shown, by the table that serves now.
+    Lookup {
+        /// The job's spec.
+        #[arg(env = "NIGHTMARKET_JOB")]
+        job: PathBuf,
+        /// The shop's own id of the user.
+        #[arg(long)]
+        user: String,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Where the report of a night is, rendered again from its facts.
+    Report {
+        #[command(flatten)]
+        at: JobDate,
+    },
+    /// What this machine and this job can do: stores, key, libtorch, memory.
+    Doctor {
+        /// The job's spec.
+        #[arg(env = "NIGHTMARKET_JOB")]
+        job: PathBuf,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// A shop with known truth: raw logs of some days, or one day more under a published table.
+    Generate(generate::Generate),
+    /// Plan every spec and SQL file; nothing is read.
+    Check {
+        /// Job specs; all in jobs/ when none is named.
+        jobs: Vec<PathBuf>,
+    },
+    /// The analyst's tools.
+    #[command(subcommand)]
+    Sql(sql::Sql),
+}
+
+/// A job and the date it is run for.
+#[derive(Clone, Debug, Args)]
+pub struct JobDate {
+    /// The job's spec.
+    #[arg(env = "NIGHTMARKET_JOB")]
+    pub job: PathBuf,
+    /// The last complete local day: 2026-11-22, or `yesterday`.
+    #[arg(long, env = "NIGHTMARKET_DATE")]
+    pub date: String,
+    #[command(flatten)]
+    pub place: Place,
+}
+
+/// Where a job reads and writes and how much of the machine it uses, over what its spec says.
+#[derive(Clone, Debug, Args)]
+pub struct Place {
+    /// Raw root instead of the spec's [store] raw.
+    #[arg(long, env = "NIGHTMARKET_RAW")]
+    pub raw: Option<String>,
+    /// Output root instead of the spec's [store] output.
+    #[arg(long, env = "NIGHTMARKET_OUT")]
+    pub out: Option<String>,
+    /// Query threads instead of the spec's; 0 = all cores. Changes no result.
+    #[arg(long, env = "NIGHTMARKET_THREADS")]
+    pub threads: Option<usize>,
+}
+
+/// The command line's grammar, for tests of manifests and documentation.
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
+/// Sends the log to stderr.
+pub fn start_logging(cli: &Cli) {
+    let filter = tracing_subscriber::EnvFilter::try_new(&cli.log).unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if std::io::stderr().is_terminal() {
+        builder.with_target(false).init();
+    } else {
+        builder.json().flatten_event(true).with_target(false).with_current_span(false).init();
+    }
+}
+
+/// Runs one command.
+pub fn run(cli: Cli) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(dispatch(cli))
+}
+
+async fn dispatch(cli: Cli) -> Result<()> {
+    let output = cli.output;
+    match cli.command {
+        Command::Run { at, until } => {
+            let (run, spec, key) = open(&at)?;
+            print_night(output, &pipeline::run(&run, &spec, &key, until).await?)
+        }
+        Command::Backfill { job, start, end, place } => {
+            if start > end {
+                return Err(Error::usage(format_args!("--start {start} lies after --end {end}")));
+            }
+            for date in start.iter_days().take_while(|date| *date <= end) {
+                let (run, spec, key) = open(&JobDate { job: job.clone(), date: date.to_string(), place: place.clone() })?;
+                print_night(output, &pipeline::run(&run, &spec, &key, Stage::Report).await.with_context(|| date.to_string())?)?;
+            }
+            Ok(())
+        }
+        Command::History { job, place } => {
+            let commits = publish::history(&output_store(&Spec::read(&job)?, &place)?).await?;
+            print(output, &commits, || match commits.is_empty() {
+                true => "nothing was published yet".to_owned(),
+                false => commits.iter().map(describe_commit).collect::<Vec<_>>().join("\n"),
+            })
+        }
+        Command::Rollback { at, to } => {
+            let (run, spec, key) = open(&at)?;
+            let suppressed = ingest::suppressed_on(&run, &spec.ingest, &key).await?;
+            let commit = publish::rollback(&run, &to, &suppressed, spec.segments.floor).await?;
+            print(output, &commit, || describe_commit(&commit))
+        }
+        Command::Lookup { job, user, place } => {
+            let spec = Spec::read(&job)?;
+            let pseudonym = Key::read(&spec.privacy)?.pseudonym(IdDomain::User, user.trim());
+            let found = publish::lookup(&output_store(&spec, &place)?, &pseudonym).await?;
+            print(output, &found, || found.to_string())
+        }
+        Command::Report { at } => {
+            let (run, _, _) = open(&at)?;
+            let path = pipeline::render_again(&run).await?;
+            print(output, &path, || path.clone())
+        }
+        Command::Doctor { job, place } => doctor::run(&job, &place, output).await,
+        Command::Generate(plan) => generate::run(plan, output).await,
+        Command::Check { jobs } => sql::check(&jobs, output).await,
+        Command::Sql(command) => sql::run(command, output).await,
+    }
+}
+
+fn print_night(output: Output, facts: &Facts) -> Result<()> {
+    let text = pipeline::summary(facts)?;
+    print(output, facts, || text)
+}
+
+fn describe_commit(commit: &Commit) -> String {
+    let kind = if commit.kind == CommitKind::Rollback { "rollback" } else { "publish" };
+    format!("{:>4}  {}  {kind:<8}  {}  {}", commit.generation, commit.run_date, commit.policy_version, commit.tables)
+}
+
+fn output_store(spec: &Spec, place: &Place) -> Result<Store> {
+    Store::open(place.out.as_deref().unwrap_or(&spec.store.output))
+}
+
+/// A run of a job on a date, with its settings and its key.
+fn open(at: &JobDate) -> Result<(Run, Spec, Key)> {
+    let mut spec = Spec::read(&at.job)?;
+    let job = spec.job()?;
+    let date = resolve_date(&at.date, &job)?;
+    if let Some(threads) = at.place.threads {
+        spec.engine.threads = threads;
+    }
+    let raw = Store::open(at.place.raw.as_deref().unwrap_or(&spec.store.raw))?;
+    let out = Store::open(at.place.out.as_deref().unwrap_or(&spec.store.output))?;
+    let catalog = Catalog::load(Path::new(&spec.sql))?;
+    let key = Key::read(&spec.privacy)?;
+    Ok((Run::new(job, date, raw, out, catalog, spec.engine.clone()), spec, key))
+}
+
+/// One result on stdout.
+fn print<T: Serialize + ?Sized>(output: Output, value: &T, text: impl FnOnce() -> String) -> Result<()> {
+    let line = match output {
+        Output::Text => text(),
+        Output::Json => serde_json::to_string_pretty(value)?,
+    };
+    // A reader that went away (`| head`) is no error.
+    let _ = writeln!(std::io::stdout(), "{line}");
+    Ok(())
+}
