@@ -1,12 +1,11 @@
 //! What was known when: the canonical tables as of a day's cut-off.
 
-use super::{Staged, Table};
+use super::{Staged, StagedFile, Table};
 use crate::error::Result;
 use crate::platform::catalog::SourceKind;
 use crate::platform::engine::{self, Format};
 use crate::platform::run::Run;
-use crate::types::column;
-use arrow::array::{Array, RecordBatch};
+use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use chrono::NaiveDate;
 use datafusion::common::ScalarValue;

@@ -1,13 +1,13 @@
 //! Raw tables: what lies under the raw root for the window of the night, checked against its contract, read with pseudonyms for ids.
 
 use super::{RawFacts, Settings};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Context, Error, Kind, Result};
 use crate::platform::catalog::{ColumnKind, Source, SourceKind};
 use crate::platform::engine::{self, Format};
 use crate::platform::pseudonym::Key;
 use crate::platform::run::Run;
 use crate::types::column;
-use arrow::array::{Array, RecordBatch};
+use arrow::array::RecordBatch;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use bytes::Bytes;
 use chrono::{Days, NaiveDate};

@@ -3,12 +3,12 @@
 use super::people::Allowed;
 use super::raw::{RawTables, Scope, day_of};
 use super::{Staged, StagedFile, Table, TableFacts};
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 use crate::platform::catalog::Query;
 use crate::platform::engine;
 use crate::platform::pseudonym::Key;
 use crate::platform::run::{Run, Step};
-use crate::types::{column, optional_column};
+use crate::types::optional_column;
 use arrow::array::{Array, RecordBatch, StringArray, UInt32Array};
 use arrow::compute::take_record_batch;
 use arrow::row::{RowConverter, SortField};
