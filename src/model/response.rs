@@ -202,6 +202,11 @@ impl Examples {
         Ok(Self { settings: settings.clone(), rows, targets, valid_rows, valid_targets, dense, out_of_fold, map })
     }
 
+    /// Training rows.
+    pub fn rows(&self) -> usize {
+        self.rows.rows
+    }
+
     /// Another strength of L2 for the networks to come.
     pub fn set_embedding_l2(&mut self, embedding_l2: f64) {
         self.settings.embedding_l2 = embedding_l2;

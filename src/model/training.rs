@@ -212,7 +212,7 @@ fn attempt(
         };
         let kept = gain > best_gain + GAIN;
         epochs.push(EpochFacts { epoch, learning_rate: rate, train_logloss, valid_logloss, train_auc, valid_auc, kept });
-        tracing::info!(epoch, learning_rate = rate, train_logloss, valid_logloss, ?valid_auc, kept, "epoch");
+        tracing::info!(epoch, learning_rate = rate, train_logloss, valid_logloss, valid_auc, kept, "epoch");
         if kept {
             (best, best_gain, drops) = (live.weights(), gain, 0);
             continue;

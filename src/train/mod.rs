@@ -7,7 +7,7 @@ mod table;
 
 use crate::error::{Context, Error, Result};
 use crate::model::response::Examples;
-use crate::model::{Architecture, Artifact, EpochFacts, FeatureSettings, ModelSettings, Monitor, Precision, Response};
+use crate::model::{Architecture, Artifact, EpochFacts, FeatureSettings, ModelSettings, Monitor, Precision, Response, device_name};
 use crate::platform::job::parse_toml;
 use crate::platform::run::{Watch, peak_memory_mib};
 use crate::platform::storage::Store;
@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use table::Labelled;
 pub use table::{Bound, Columns, Data, Others, Shares, Split};
 
 /// What a spec says.
@@ -87,7 +88,7 @@ impl Default for Model {
             precision: Precision::Auto,
             device: "auto".into(),
             threads: 2,
-            baseline_l2: vec![0.1, 1.0, 10.0, 100.0],
+            baseline_l2: vec![1.0, 10.0, 100.0],
         }
     }
 }
@@ -266,112 +267,134 @@ pub async fn train(spec: &TrainSpec, seeds: u64, out: Option<&Store>) -> Result<
     let watch = Watch::start();
     let strengths = spec.strengths()?;
     let splits = table::read(spec).await?;
-    tracing::info!(train = splits.train.rows(), valid = splits.valid.rows(), seconds = watch.seconds(), "table read");
     let (train, valid) = (&splits.train, &splits.valid);
-    let examples = |l2| {
-        let (train, valid) = ((&train.features, train.targets.clone()), (&valid.features, valid.targets.clone()));
-        Examples::new(&spec.settings(l2), train, valid, &[])
-    };
-    let mut examples = examples(strengths[0])?;
-    let mut scored: Vec<(&str, &table::Labelled)> = vec![("valid", valid)];
-    scored.extend(splits.test.as_ref().map(|test| ("test", test)));
-    let measure = |response: &Response| -> Result<(BTreeMap<String, Metrics>, Vec<Vec<f64>>)> {
-        let (mut measured, mut scores) = (BTreeMap::new(), Vec::new());
-        for (name, split) in &scored {
-            let p = response.score_logged(&split.features)?.p_click;
-            measured.insert((*name).to_owned(), Metrics::of(&split.targets.positive, &p, split.groups.as_deref()));
-            scores.push(p);
-        }
-        Ok((measured, scores))
-    };
-    let baseline = examples.baseline()?;
-    let (baseline_metrics, baseline_scores) = measure(&baseline)?;
-    tracing::info!(seconds = watch.seconds(), auc = baseline_metrics["valid"].auc, logloss = baseline_metrics["valid"].logloss, "baseline");
+    tracing::info!(train = train.rows(), valid = valid.rows(), seconds = watch.seconds(), "table read");
+    let settings = spec.settings(strengths[0]);
+    let tables = ((&train.features, train.targets.clone()), (&valid.features, valid.targets.clone()));
+    let mut examples = Examples::new(&settings, tables.0, tables.1, &[])?;
+    let mut measured: Vec<(&str, &Labelled)> = vec![("valid", valid)];
+    measured.extend(splits.test.as_ref().map(|test| ("test", test)));
 
-    let mut learn = |l2: f64, seed: u64| -> Result<(Response, SeedFacts, Vec<String>)> {
-        examples.set_embedding_l2(l2);
-        let watch = Watch::start();
-        let learned = examples.network(seed)?;
-        let samples = (train.rows() * learned.epochs.len()) as f64;
-        let facts = SeedFacts {
-            seed,
-            splits: BTreeMap::new(),
-            epochs: learned.epochs.len(),
-            chosen_epoch: learned.epochs.iter().rev().find(|epoch| epoch.kept).map(|epoch| epoch.epoch),
-            samples_per_second: samples / watch.seconds().max(1e-9),
-            curve: learned.epochs,
-        };
-        Ok((learned.network, facts, learned.notes))
-    };
-    // The strength of L2 is chosen by the calibrated log-loss on the validation rows; ties and one class leave the first.
-    let mut trials = Vec::new();
-    let mut first: Option<(f64, (Response, SeedFacts, Vec<String>))> = None;
-    let mut chosen = strengths[0];
-    for l2 in &strengths {
-        let learned = learn(*l2, spec.seed)?;
-        let p = learned.0.score_logged(&valid.features)?.p_click;
-        let metrics = Metrics::of(&valid.targets.positive, &p, None);
-        let loss = metrics.logloss.unwrap_or(f64::INFINITY);
-        tracing::info!(embedding_l2 = l2, auc = metrics.auc, logloss = metrics.logloss, epochs = learned.1.epochs, "trial");
-        trials.push(Trial { embedding_l2: *l2, valid: metrics, epochs: learned.1.epochs });
-        if first.as_ref().is_none_or(|(least, _)| loss < *least) {
-            (first, chosen) = (Some((loss, learned)), *l2);
-        }
-    }
-    let mut learned = vec![first.expect("at least one strength was tried").1];
+    let baseline = examples.baseline()?;
+    let of_baseline = measure(&baseline, &measured)?;
+    let on_valid = of_baseline.metrics["valid"];
+    tracing::info!(seconds = watch.seconds(), auc = on_valid.auc, logloss = on_valid.logloss, "baseline");
+
+    let (first, trials) = try_strengths(&mut examples, &strengths, spec.seed, valid)?;
+    let mut learned = vec![first];
     for seed in spec.seed + 1..spec.seed + seeds {
-        learned.push(learn(chosen, seed)?);
+        learned.push(learn(&examples, seed)?);
     }
-    let (mut facts, mut notes, mut best): (Vec<SeedFacts>, Vec<String>, Option<(f64, Response, Vec<Vec<f64>>)>) = Default::default();
-    for (network, mut seed, said) in learned {
-        let (metrics, scores) = measure(&network)?;
-        seed.splits = metrics;
-        let loss = seed.splits["valid"].logloss.unwrap_or(f64::INFINITY);
-        facts.push(seed);
-        notes.extend(said);
-        if best.as_ref().is_none_or(|(least, ..)| loss < *least) {
-            best = Some((loss, network, scores));
-        }
+    let mut of_seeds = Vec::new();
+    for one in &mut learned {
+        let found = measure(&one.network, &measured)?;
+        one.facts.splits = found.metrics.clone();
+        of_seeds.push(found);
     }
-    let (_, network, network_scores) = best.expect("at least one seed");
-    let over_seeds = |of: &dyn Fn(&[f64]) -> f64| {
-        let split = |name: &str| facts.iter().map(|seed| seed.splits[name]).collect::<Vec<_>>();
-        scored.iter().map(|(name, _)| ((*name).to_owned(), Metrics::together(&split(name), of))).collect::<BTreeMap<_, _>>()
-    };
-    let mean_of = |of: fn(&SeedFacts) -> f64| mean(&facts.iter().map(of).collect::<Vec<_>>());
-    let rows = [("train", Some(train)), ("valid", Some(valid)), ("test", splits.test.as_ref())];
-    let rows = rows.into_iter().filter_map(|(name, split)| Some((name.to_owned(), (split?.rows(), split?.rate()))));
-    let found = TrainFacts {
-        network: NetworkFacts {
-            mean: over_seeds(&mean),
-            spread: over_seeds(&deviation),
-            epochs: mean_of(|seed| seed.epochs as f64),
-            samples_per_second: mean_of(|seed| seed.samples_per_second),
-            seeds: facts.clone(),
-        },
-        baseline: baseline_metrics,
-        rows: rows.collect(),
+    let loss = |i: &usize| of_seeds[*i].metrics["valid"].logloss.unwrap_or(f64::INFINITY);
+    let best = (0..learned.len()).min_by(|a, b| loss(a).total_cmp(&loss(b))).expect("at least one seed");
+    let network = &learned[best].network;
+    let all = [("train", Some(train)), ("valid", Some(valid)), ("test", splits.test.as_ref())];
+    let facts = TrainFacts {
+        rows: all.into_iter().filter_map(|(name, split)| Some((name.to_owned(), (split?.rows(), split?.rate())))).collect(),
         features: examples.map.columns.iter().map(|column| column.name.clone()).collect(),
         vocabularies: examples.map.spaces.iter().map(|(name, space)| (name.clone(), space.tokens.len())).collect(),
         dropped: examples.map.dropped.clone(),
         parameters: network.parameters(),
         trials,
-        notes,
-        device: crate::model::device_name(&spec.model.device),
+        notes: learned.iter().flat_map(|one| one.notes.iter().cloned()).collect(),
+        device: device_name(&spec.model.device),
         threads: spec.model.threads,
         seconds: watch.seconds(),
         peak_memory_mib: peak_memory_mib(),
+        network: NetworkFacts::of(learned.iter().map(|one| one.facts.clone()).collect()),
+        baseline: of_baseline.metrics,
     };
     if let Some(out) = out {
         put(out, "network", &network.to_artifact()?).await?;
         put(out, "baseline", &baseline.to_artifact()?).await?;
-        for (i, (name, split)) in scored.iter().enumerate() {
-            let scores = scores(&split.targets.positive, &network_scores[i], &baseline_scores[i])?;
+        for (i, (name, split)) in measured.iter().enumerate() {
+            let scores = scores(&split.targets.positive, &of_seeds[best].scores[i], &of_baseline.scores[i])?;
             out.write_parquet(&format!("scores_{name}.parquet"), scores.schema(), &[scores]).await?;
         }
-        out.put("metrics.json", serde_json::to_vec_pretty(&found)?.into()).await.context("writing the metrics")?;
+        out.put("metrics.json", serde_json::to_vec_pretty(&facts)?.into()).await.context("writing the metrics")?;
     }
-    Ok(found)
+    Ok(facts)
+}
+
+/// A network of one seed.
+struct Learned {
+    network: Response,
+    facts: SeedFacts,
+    notes: Vec<String>,
+}
+
+/// Trains the network with each strength of L2 and takes that which validates best, by log-loss after calibration; ties leave the first.
+fn try_strengths(examples: &mut Examples, strengths: &[f64], seed: u64, valid: &Labelled) -> Result<(Learned, Vec<Trial>)> {
+    let mut trials: Vec<Trial> = Vec::new();
+    let mut best: Option<(f64, f64, Learned)> = None;
+    for &embedding_l2 in strengths {
+        examples.set_embedding_l2(embedding_l2);
+        let learned = learn(examples, seed)?;
+        let found = measure(&learned.network, &[("valid", valid)])?.metrics["valid"];
+        tracing::info!(embedding_l2, auc = found.auc, logloss = found.logloss, epochs = learned.facts.epochs, "trial");
+        trials.push(Trial { embedding_l2, valid: found, epochs: learned.facts.epochs });
+        let loss = found.logloss.unwrap_or(f64::INFINITY);
+        if best.as_ref().is_none_or(|(least, ..)| loss < *least) {
+            best = Some((loss, embedding_l2, learned));
+        }
+    }
+    let (_, chosen, learned) = best.expect("at least one strength is given");
+    examples.set_embedding_l2(chosen);
+    Ok((learned, trials))
+}
+
+fn learn(examples: &Examples, seed: u64) -> Result<Learned> {
+    let watch = Watch::start();
+    let learned = examples.network(seed)?;
+    let facts = SeedFacts {
+        seed,
+        splits: BTreeMap::new(),
+        epochs: learned.epochs.len(),
+        chosen_epoch: learned.epochs.iter().rev().find(|epoch| epoch.kept).map(|epoch| epoch.epoch),
+        samples_per_second: (examples.rows() * learned.epochs.len()) as f64 / watch.seconds().max(1e-9),
+        curve: learned.epochs,
+    };
+    Ok(Learned { network: learned.network, facts, notes: learned.notes })
+}
+
+/// Metrics of each split, and its scores.
+struct Measured {
+    metrics: BTreeMap<String, Metrics>,
+    scores: Vec<Vec<f64>>,
+}
+
+fn measure(response: &Response, splits: &[(&str, &Labelled)]) -> Result<Measured> {
+    let mut measured = Measured { metrics: BTreeMap::new(), scores: Vec::new() };
+    for (name, split) in splits {
+        let scores = response.score_logged(&split.features)?.p_click;
+        measured.metrics.insert((*name).to_owned(), Metrics::of(&split.targets.positive, &scores, split.groups.as_deref()));
+        measured.scores.push(scores);
+    }
+    Ok(measured)
+}
+
+impl NetworkFacts {
+    fn of(seeds: Vec<SeedFacts>) -> Self {
+        let names: Vec<&String> = seeds[0].splits.keys().collect();
+        let over_seeds = |of: fn(&[f64]) -> f64| {
+            let split = |name: &str| seeds.iter().map(|seed| seed.splits[name]).collect::<Vec<_>>();
+            names.iter().map(|name| ((*name).clone(), Metrics::together(&split(name), of))).collect()
+        };
+        let mean_of = |of: fn(&SeedFacts) -> f64| mean(&seeds.iter().map(of).collect::<Vec<_>>());
+        Self {
+            mean: over_seeds(mean),
+            spread: over_seeds(deviation),
+            epochs: mean_of(|seed| seed.epochs as f64),
+            samples_per_second: mean_of(|seed| seed.samples_per_second),
+            seeds,
+        }
+    }
 }
 
 fn mean(values: &[f64]) -> f64 {

@@ -49,7 +49,7 @@ fn run(folder: &TempDir, text: &str, seeds: u64) -> Result<TrainFacts, Error> {
 }
 
 fn refused(folder: &TempDir, text: &str) -> Error {
-    run(folder, text, 1).err().expect("it must be refused")
+    run(folder, text, 1).expect_err("it must be refused")
 }
 
 fn three_files() -> TempDir {
@@ -129,7 +129,7 @@ fn one_table_is_split_by_date_by_shares_of_time_or_by_hash() {
     assert_eq!(rows(&table("column = \"day\"\nshares = [0.8, 0.1, 0.1]").expect("it trains")), [2400, 300, 300]);
     let by_hash = rows(&table("shares = [0.7, 0.15, 0.15]").expect("it trains"));
     assert!(by_hash.iter().sum::<usize>() == 3000 && by_hash[0].abs_diff(2100) < 120 && by_hash[1].abs_diff(450) < 80, "{by_hash:?}");
-    assert_eq!(table("column = \"day\"").err().expect("refused").kind, Kind::Usage);
+    assert_eq!(table("column = \"day\"").expect_err("refused").kind, Kind::Usage);
 }
 
 /// An ad is clicked when its category is among those the user saw.
