@@ -369,9 +369,43 @@ def speed(arguments):
         print(f"| {name} | {rate:,.0f} | {rate / best['FuxiCTR as shipped, float32']:.2f} |")
 
 
+def baseline(arguments):
+    """The logistic regressions on 200,000 x 100 dense rows, one thread each; ours with its encoding and its validation."""
+    import numpy, pandas
+    from sklearn.linear_model import LogisticRegression
+    from threadpoolctl import threadpool_limits
+    folder = BENCH / "tables/dense"
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = numpy.random.default_rng(7)
+    weights = rng.normal(size=100) / 10
+    frames = {}
+    for split, rows in (("train", 200_000), ("valid", 20_000)):
+        x = rng.normal(size=(rows, 100))
+        label = (rng.random(rows) < 1 / (1 + numpy.exp(1 - x @ weights))).astype(int)
+        frames[split] = pandas.DataFrame(x, columns=[f"x{i}" for i in range(100)]).assign(label=label)
+        frames[split].to_csv(folder / f"{split}.csv", index=False)
+    spec = folder / "spec.toml"
+    spec.write_text(f'[data]\ntrain = "{folder}/train.csv"\nvalid = "{folder}/valid.csv"\n[columns]\nlabel = "label"\n'
+                    '[model]\nbins = 0\nhidden = [8]\nepochs = 1\nembedding_l2 = 0.0\nbaseline_l2 = [1.0]\nthreads = 1\n')
+    with threadpool_limits(1):
+        x, y = frames["train"].drop(columns="label").to_numpy(), frames["train"].label.to_numpy()
+        started = time.perf_counter()
+        peer = LogisticRegression(C=1.0, max_iter=100).fit(x, y)
+        theirs = time.perf_counter() - started
+    scores = metrics(frames["valid"].label, peer.predict_proba(frames["valid"].drop(columns="label").to_numpy())[:, 1])
+    command = [arguments.binary, "--output", "json", "train", spec, "--device", "cpu"]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    log = {line["message"]: line for line in map(json.loads, done.stderr.splitlines())}
+    ours = log["baseline"]["seconds"] - log["table read"]["seconds"]
+    print("| fit | seconds | valid AUC | valid logloss |\n|---|---|---|---|")
+    print(f"| scikit-learn lbfgs | {theirs:.2f} | {scores['auc']:.5f} | {scores['logloss']:.5f} |")
+    valid = json.loads(done.stdout)["baseline"]["valid"]
+    print(f"| nightmarket (linfa), with encoding and validation | {ours:.2f} | {valid['auc']:.5f} | {valid['logloss']:.5f} |")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["quality", "speed"])
+    parser.add_argument("what", choices=["quality", "speed", "baseline"])
     built = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release/nightmarket"
     parser.add_argument("--binary", default=str(built))
     parser.add_argument("--tables", default="ml,bank,online_shoppers")
@@ -383,7 +417,7 @@ def main():
     arguments = parser.parse_args()
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     setup()
-    {"quality": quality, "speed": speed}[arguments.what](arguments)
+    {"quality": quality, "speed": speed, "baseline": baseline}[arguments.what](arguments)
 
 
 if __name__ == "__main__":
