@@ -1,7 +1,7 @@
 # nightmarket's commands; `make` alone lists them.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build run test check sql bench report bless image render clean
+.PHONY: help setup build run test check sql bench bench-models report bless image render clean
 
 # For local runs on made-up people only: whoever knows the key can link a pseudonym to a person.
 export NIGHTMARKET_PSEUDONYM_KEY ?= demo-key-for-local-runs-only
@@ -19,7 +19,7 @@ JOB ?= jobs/shop.toml
 DATE ?= 2026-11-22
 
 help: ## List the commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Fetch libtorch into .libtorch (530 MB, once), unless LIBTORCH says where one is
 	@./scripts/libtorch.sh
@@ -52,6 +52,11 @@ sql: build | $(if $(T),.night/shop/generated) ## Preview a table: make sql T=use
 
 bench: setup ## Time the stages
 	@$(CARGO) bench --locked --bench night
+
+# DATA is a folder of bank/bank.parquet and online_shoppers/online_shoppers.parquet; without it only MovieLens-100k is tried.
+bench-models: build ## The models beside FuxiCTR, scikit-learn and PyTorch, fetched into .bench (5 GB, once): make bench-models [DATA=folder]
+	@scripts/bench_models.py speed
+	@scripts/bench_models.py quality $(if $(DATA),--data $(DATA))
 
 report: ## Open the latest report, or print where it is
 	@latest=$$(find .night -name '*.html' -exec ls -t {} + 2>/dev/null | head -n 1); \

@@ -18,6 +18,7 @@ pub mod ingest;
 pub mod features;
 pub mod dataset;
 pub mod model;
+pub mod train;
 pub mod gate;
 pub mod segments;
 pub mod targeting;

@@ -54,7 +54,17 @@ async fn checks(job: &Path, place: &Place) -> Result<Vec<Checked>> {
         check("raw", listed(place.raw.as_deref().unwrap_or(&spec.store.raw)).await),
         check("output", listed(place.out.as_deref().unwrap_or(&spec.store.output)).await),
         check("key", Key::read(&spec.privacy).map(|key| format!("pseudonym key {}", key.fingerprint()))),
-        check("libtorch", Ok(format!("training runs on {}", model::device_name()))),
+        check("libtorch", libtorch(&spec)),
         check("cores", Ok(std::thread::available_parallelism().map_or("unknown".to_owned(), |cores| cores.to_string()))),
     ])
+}
+
+/// Which devices there are, that each multiplies right, and which one the job trains on.
+fn libtorch(spec: &Spec) -> Result<String> {
+    let probe = model::probe();
+    if let Some(broken) = probe.broken {
+        return Err(Error::usage(broken));
+    }
+    let devices = probe.devices.join(", ");
+    Ok(format!("{devices}: products are right; device = {:?} of the job; {}", spec.model.device, probe.cuda_half))
 }

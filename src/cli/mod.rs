@@ -3,6 +3,7 @@
 mod doctor;
 mod generate;
 mod sql;
+mod train;
 
 use crate::error::{Context, Error, Result};
 use crate::ingest;
@@ -104,6 +105,8 @@ pub enum Command {
     },
     /// A shop with known truth: raw logs of some days, or one day more under a published table.
     Generate(generate::Generate),
+    /// Train the network and the baseline on any labelled table, and measure them.
+    Train(train::Train),
     /// Plan every spec and SQL file; nothing is read.
     Check {
         /// Job specs; all in jobs/ when none is named.
@@ -206,6 +209,7 @@ async fn dispatch(cli: Cli) -> Result<()> {
         }
         Command::Doctor { job, place } => doctor::run(&job, &place, output).await,
         Command::Generate(plan) => generate::run(plan, output).await,
+        Command::Train(command) => train::run(command, output).await,
         Command::Check { jobs } => sql::check(&jobs, output).await,
         Command::Sql(command) => sql::run(command, output).await,
     }

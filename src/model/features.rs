@@ -23,10 +23,14 @@ pub struct Settings {
     pub max_vocabulary: usize,
     /// Columns read as text: hashed words, Chinese bigrams.
     pub text: Vec<String>,
-    /// Numeric columns to use as categories.
+    /// Numeric columns to use as categories, and columns that are numbers although their name says id.
     pub categorical: Vec<String>,
+    pub numeric: Vec<String>,
     /// Columns not to use. A user's id says nothing of tomorrow's users.
     pub exclude: Vec<String>,
+    /// Numbers are also cut into so many bins of equal count, each with an embedding of its own (0: not). More: sharper steps, more to
+    /// overfit and to compute. After arXiv 2203.05556.
+    pub bins: usize,
 }
 
 impl Default for Settings {
@@ -36,7 +40,9 @@ impl Default for Settings {
             max_vocabulary: 50_000,
             text: vec!["ad_title".into(), "user__search_terms.queries".into()],
             categorical: Vec::new(),
+            numeric: Vec::new(),
             exclude: vec!["user_id".into()],
+            bins: 0,
         }
     }
 }
@@ -88,6 +94,8 @@ pub enum Role {
         scale: f32,
         flagged: bool,
         evidence: bool,
+        #[serde(default)]
+        bins: Option<Bins>,
     },
     Category {
         int: usize,
@@ -102,6 +110,14 @@ pub enum Role {
         int: usize,
         list: bool,
     },
+}
+
+/// Bin n of a number, from 0, holds the values from knot n - 1 on; its id is that of the n-th token of `space`.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+pub struct Bins {
+    pub int: usize,
+    pub space: String,
+    knots: Vec<f32>,
 }
 
 /// A space of ids: `offset` is unknown, `offset + 1` missing, then the tokens.
@@ -193,7 +209,7 @@ pub fn fit(parts: &[Part], settings: &Settings, reserved: &[&str], evidence: imp
             }
             let role = match usage(name, array, settings) {
                 Usage::Unusable => Err(format!("a column of {} is no feature", array.data_type())),
-                Usage::Number => fit_number(array, &mut map.n_floats, evidence(name)),
+                Usage::Number => fit_number(name, array, settings.bins, &mut map, evidence(name)),
                 Usage::Category => fit_category(name, array, &weights, &mut counts, &mut map.n_ints),
                 Usage::Sequence => {
                     let space = space_name(name);
@@ -211,6 +227,15 @@ pub fn fit(parts: &[Part], settings: &Settings, reserved: &[&str], evidence: imp
                 Err(why) => drop(map.dropped.insert(name.clone(), why)),
             }
         }
+    }
+    let bins = map.columns.iter().filter_map(|column| match &column.role {
+        Role::Number { bins: Some(bins), .. } => Some((bins.space.clone(), bins.knots.len() + 1)),
+        _ => None,
+    });
+    for (name, bins) in bins.collect::<Vec<_>>() {
+        let space = Space { offset: map.table_rows as i32, tokens: (0..bins).map(|bin| bin.to_string()).collect() };
+        map.table_rows += space.tokens.len() + 2;
+        map.spaces.insert(name, space);
     }
     for (name, counts) in counts {
         if map.columns.iter().any(|column| column.role.space() == Some(&name)) {
@@ -245,8 +270,9 @@ fn usage(name: &str, array: &ArrayRef, settings: &Settings) -> Usage {
         DataType::List(_) if strings => Usage::Sequence,
         DataType::Utf8 | DataType::Boolean => Usage::Category,
         kind if kind.is_numeric() => {
-            let category = name.ends_with("_id") || name == POSITION || settings.categorical.iter().any(|column| column == name);
-            if category { Usage::Category } else { Usage::Number }
+            let named = |columns: &[String]| columns.iter().any(|column| column == name);
+            let category = name.ends_with("_id") || name == POSITION || named(&settings.categorical);
+            if category && !named(&settings.numeric) { Usage::Category } else { Usage::Number }
         }
         _ => Usage::Unusable,
     }
@@ -279,7 +305,7 @@ fn weights(table: &RecordBatch, rows: Option<&[u32]>) -> Vec<u64> {
     weights
 }
 
-fn fit_number(array: &ArrayRef, n_floats: &mut usize, evidence: bool) -> Result<Role, String> {
+fn fit_number(name: &str, array: &ArrayRef, bins: usize, map: &mut FeatureMap, evidence: bool) -> Result<Role, String> {
     let values = numbers(array).map_err(|error| error.to_string())?;
     let values = |missing| values.iter().map(move |value| finite(value).or(missing));
     let missing = evidence.then_some(0.0);
@@ -300,7 +326,19 @@ fn fit_number(array: &ArrayRef, n_floats: &mut usize, evidence: bool) -> Result<
         return Err("all training rows have the same value".into());
     }
     let scale = if varies { scale as f32 } else { 1.0 };
-    Ok(Role::Number { float: take(n_floats, 1 + usize::from(flagged)), tail_mean, center: center as f32, scale, flagged, evidence })
+    let knots = if evidence { Vec::new() } else { knots(known, bins) };
+    let bins = (!knots.is_empty()).then(|| Bins { int: take(&mut map.n_ints, 1), space: format!("{name} bins"), knots });
+    let float = take(&mut map.n_floats, 1 + usize::from(flagged));
+    Ok(Role::Number { float, tail_mean, center: center as f32, scale, flagged, evidence, bins })
+}
+
+/// Where the bins of equal count meet; fewer where values repeat. With two values or fewer the number itself says all.
+fn knots(mut values: Vec<f64>, bins: usize) -> Vec<f32> {
+    values.sort_unstable_by(f64::total_cmp);
+    let mut knots: Vec<f32> = (1..bins).map(|bin| values[bin * values.len() / bins] as f32).collect();
+    knots.dedup();
+    knots.retain(|knot| *knot > values[0] as f32);
+    if knots.len() < 2 { Vec::new() } else { knots }
 }
 
 fn shape(x: f64, tail_mean: Option<f32>) -> f64 {
@@ -320,7 +358,7 @@ fn fit_category(
     n_ints: &mut usize,
 ) -> Result<Role, String> {
     let values = strings(array).map_err(|error| error.to_string())?;
-    let mut seen: BTreeMap<&str, u64> = BTreeMap::new();
+    let mut seen: HashMap<&str, u64> = HashMap::new();
     for (value, weight) in values.iter().zip(weights) {
         if let Some(value) = value {
             *seen.entry(value).or_default() += weight;
@@ -381,6 +419,7 @@ impl Role {
     /// Columns of the integer matrix.
     pub fn ints(&self) -> Range<usize> {
         match self {
+            Role::Number { bins: Some(bins), .. } => bins.int..bins.int + 1,
             Role::Number { .. } => 0..0,
             Role::Category { int, .. } => *int..int + 1,
             Role::Sequence { int, .. } => *int..int + SEQUENCE_LENGTH,
@@ -546,7 +585,7 @@ impl<'a> Encoder<'a> {
                         }
                     }
                 }
-                Role::Number { tail_mean, center, scale, flagged, evidence, .. } => {
+                Role::Number { tail_mean, center, scale, flagged, evidence, bins, .. } => {
                     let array = array.ok_or_else(|| absent(&column.name))?;
                     let values = numbers(array).map_err(|error| wrong(&column.name, error))?;
                     for row in 0..=rows {
@@ -557,6 +596,10 @@ impl<'a> Encoder<'a> {
                         floats[at] = value.map_or(0.0, |x| standardised(x).clamp(-CLIP, CLIP)) as f32;
                         if *flagged {
                             floats[at + 1] = f32::from(u8::from(value.is_none()));
+                        }
+                        if let Some(Bins { space, knots, .. }) = bins {
+                            let bin = value.map_or(-1, |x| knots.partition_point(|knot| f64::from(*knot) <= x) as i32);
+                            put_ints(&mut ints, row, &[self.map.spaces[space].offset + 2 + bin]);
                         }
                     }
                 }

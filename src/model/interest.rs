@@ -7,8 +7,9 @@
 
 use super::artifact::{Artifact, broken};
 use super::features::{self, Encoder, FeatureMap, NO_ROW, Part, Role};
-use super::network::{self, EpochFacts, Offset, Schedule, Spec, Targets, Weights};
-use super::{InterestSettings, Metrics, calibrator, logit, rounded, sigmoid, smoothed_rate};
+use super::network::{Offset, Spec, Weights};
+use super::training::{self, EpochFacts, Monitor, Precision, Schedule, Targets};
+use super::{InterestSettings, Metrics, calibrator, device_name, logit, rounded, sigmoid, smoothed_rate};
 use crate::error::{Error, Result};
 use crate::statistics::calibration::Calibrator;
 use crate::types::{column, optional_column};
@@ -155,7 +156,7 @@ pub fn train(
         engaged: targets.positive.iter().filter(|engaged| **engaged).count(),
     };
     let mut facts = InterestFacts {
-        device: network::device_name(),
+        device: device_name(&settings.device),
         threads: settings.threads,
         seed,
         train: rows_of(train, &candidates, &train_targets),
@@ -198,14 +199,14 @@ pub fn train(
             Part { table: &valid.pairs, rows: Some(&valid_candidates.pairs) },
             Part { table: &table, rows: Some(&valid_candidates.categories) },
         ])?;
-        let spec = Spec::deep(map, settings.embedding_dim, &settings.hidden, 1, map.evidence()).with_offset(base_offset(map));
-        let schedule = schedule(settings);
-        let (weights, epochs) =
-            network::train(&spec, (&rows, &train_targets), (&valid_rows, &valid_targets), &map.neutral_rows(), &schedule, seed)?;
-        facts.chosen_epoch = epochs.iter().rev().find(|epoch| epoch.kept).map(|epoch| epoch.epoch);
-        facts.epochs = epochs;
-        facts.parameters = weights.values().map(|weight| weight.data.len()).sum();
-        interest.weights = weights;
+        let spec = Spec::rising(map, settings.embedding_dim, &settings.hidden, map.evidence()).with_offset(base_offset(map));
+        let (train, valid) = ((&rows, &train_targets), (&valid_rows, &valid_targets));
+        let trained = training::train(&spec, train, valid, &map.neutral_rows(), &schedule(settings), seed)?;
+        facts.chosen_epoch = trained.epochs.iter().rev().find(|epoch| epoch.kept).map(|epoch| epoch.epoch);
+        facts.epochs = trained.epochs;
+        facts.notes.extend(trained.notes);
+        facts.parameters = trained.weights.values().map(|weight| weight.data.len()).sum();
+        interest.weights = trained.weights;
         interest.at_rest.spec = Some(spec);
     }
     let logits = interest.logits(&valid.users, &valid.pairs, &categories, &valid_candidates)?;
@@ -222,12 +223,17 @@ fn schedule(settings: &InterestSettings) -> Schedule {
         epochs: settings.epochs,
         patience: settings.patience,
         batch_size: settings.batch_size,
+        min_steps: 64,
         learning_rate: settings.learning_rate,
+        rate_drop: 0.2,
+        go_back: true,
+        monitor: Monitor::Logloss,
         weight_decay: settings.weight_decay,
         embedding_l2: settings.embedding_l2,
         dropout: settings.dropout,
+        precision: Precision::Float32,
+        device: settings.device.clone(),
         threads: settings.threads,
-        drop_rate: true,
     }
 }
 
@@ -449,7 +455,9 @@ impl Interest {
         let mut logits = Vec::with_capacity(candidates.users.len());
         for start in (0..candidates.users.len()).step_by(CHUNK) {
             let rows = encoder.join(&parts, start..(start + CHUNK).min(candidates.users.len()));
-            logits.extend(network::predict(spec, &self.weights, &rows, self.at_rest.settings.threads).into_iter().map(f64::from));
+            let settings = &self.at_rest.settings;
+            let scored = training::predict(spec, &self.weights, &rows, &settings.device, settings.threads);
+            logits.extend(scored.into_iter().map(f64::from));
         }
         Ok(logits)
     }

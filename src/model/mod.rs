@@ -6,17 +6,22 @@
 //! while training or scoring. The only module that names tch and linfa.
 
 pub mod artifact;
+mod device;
 pub mod features;
 pub mod interest;
 mod logistic;
 mod network;
 pub mod response;
+mod table;
+mod training;
 
 pub use artifact::Artifact;
+pub use device::{Probe, probe};
 pub use features::Settings as FeatureSettings;
 pub use interest::{Interest, InterestExamples, InterestFacts};
-pub use network::{EpochFacts, device_name};
+pub use network::Architecture;
 pub use response::{Response, ResponseFacts, ResponseModels, Scores};
+pub use training::{EpochFacts, Monitor, Precision, Targets};
 
 use crate::error::{Error, Result};
 use crate::statistics::calibration::Calibrator;
@@ -31,53 +36,82 @@ pub struct ModelSettings {
     pub epochs: usize,
     /// Stop after so many learning-rate drops in a row that did not help on the validation rows.
     pub patience: usize,
+    /// What tells whether an epoch helped.
+    pub monitor: Monitor,
     pub batch_size: usize,
+    /// A small table still gets so many steps an epoch, of smaller batches.
+    pub min_steps: usize,
     pub learning_rate: f64,
-    /// L2 on the weights of layers, and on embeddings: ids that few rows hold overfit first.
+    /// To this share the learning rate falls when an epoch did not help; `go_back`: and the best weights are taken up again.
+    pub rate_drop: f64,
+    pub go_back: bool,
+    /// L2 on the weights of layers, and on embeddings: ids that few rows hold overfit first. Half of it times the squared weights of
+    /// the whole table is added to the mean loss of a batch.
     pub weight_decay: f64,
     pub embedding_l2: f64,
     pub dropout: f64,
     pub embedding_dim: usize,
-    /// Widths of the hidden layers.
+    /// Widths of the hidden layers. FinalNet's second branch has one layer as wide as the first.
     pub hidden: Vec<usize>,
+    /// Sequences are read as the candidate asks (DIN) instead of by their mean: sharper on long histories, several times slower.
+    pub attention: bool,
+    pub precision: Precision,
+    /// `auto` (a GPU where there is one), `cpu`, or `cuda:N`.
+    pub device: String,
     /// Threads of libtorch. Sums are split among them, so another count gives other last bits. A second one gains about a quarter on
     /// an idle machine, but where other work wants the cores its spinning costs five times as much (OMP_WAIT_POLICY=passive helps).
     pub threads: usize,
-    /// L2 of the logistic baseline, in units of one row's loss.
-    pub baseline_l2: f64,
+    /// L2 of the logistic baseline, in units of one row's loss; that which validates best is kept.
+    pub baseline_l2: Vec<f64>,
     pub features: FeatureSettings,
 }
 
 impl Default for ModelSettings {
     fn default() -> Self {
         Self {
-            architecture: Architecture::Deep,
+            architecture: Architecture::FinalNet,
             epochs: 8,
             patience: 1,
+            monitor: Monitor::Logloss,
             batch_size: 512,
+            min_steps: 64,
             learning_rate: 1e-3,
+            rate_drop: 0.2,
+            go_back: true,
             weight_decay: 1e-6,
             embedding_l2: 1e-4,
             dropout: 0.1,
             embedding_dim: 8,
             hidden: vec![64, 32],
+            attention: false,
+            precision: Precision::Auto,
+            device: "auto".into(),
             threads: 1,
-            baseline_l2: 10.0,
+            baseline_l2: vec![1.0, 10.0, 100.0],
             features: FeatureSettings::default(),
         }
     }
 }
 
-/// Which network stands beside the baseline.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq)]
-#[serde(rename_all = "snake_case")]
-pub enum Architecture {
-    /// Embeddings, pooled sequences and text; a linear part, a plain branch and a multiplying branch (after FinalNet, SIGIR 2023).
-    Deep,
-    /// The network of the article that this program started from: Dense 64 ReLU, dropout 0.5, Dense 32 ReLU, dropout 0.5, sigmoid on
-    /// the baseline's inputs; Adam 1e-3, batch 32, 50 epochs, of which the best is kept. It ignores the other settings of layers and
-    /// training.
-    Article,
+impl ModelSettings {
+    /// Refuses settings that no training can work with.
+    fn check(&self) -> Result<()> {
+        let sizes = [
+            ("epochs", self.epochs),
+            ("batch_size", self.batch_size),
+            ("min_steps", self.min_steps),
+            ("embedding_dim", self.embedding_dim),
+            ("threads", self.threads),
+            ("the number of values of hidden", self.hidden.len()),
+            ("the number of values of baseline_l2", self.baseline_l2.len()),
+        ];
+        let hidden = self.hidden.iter().map(|units| ("every value of hidden", *units));
+        refuse("model", self.dropout, self.learning_rate, &sizes.into_iter().chain(hidden).collect::<Vec<_>>())?;
+        if !(self.rate_drop > 0.0 && self.rate_drop <= 1.0) {
+            return Err(Error::usage(format_args!("[model] rate_drop = {} must be above 0 and at most 1", self.rate_drop)));
+        }
+        Ok(())
+    }
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
@@ -92,6 +126,8 @@ pub struct InterestSettings {
     pub dropout: f64,
     pub embedding_dim: usize,
     pub hidden: Vec<usize>,
+    /// `auto` (a GPU where there is one), `cpu`, or `cuda:N`.
+    pub device: String,
     pub threads: usize,
     /// At most so many (user, category) training rows; beyond it users are sampled. Bounds memory and time.
     pub max_rows: usize,
@@ -113,11 +149,23 @@ impl Default for InterestSettings {
             dropout: 0.1,
             embedding_dim: 8,
             hidden: vec![32, 16],
+            device: "auto".into(),
             threads: 1,
             max_rows: 400_000,
             sampled_categories: 3,
             features: FeatureSettings::default(),
         }
+    }
+}
+
+/// The device on which a model with this setting trains and scores here.
+pub fn device_name(setting: &str) -> String {
+    device::take(setting, 1).map_or_else(|_| setting.to_owned(), device::name)
+}
+
+impl From<tch::TchError> for Error {
+    fn from(error: tch::TchError) -> Self {
+        Error::internal(format_args!("libtorch: {error}"))
     }
 }
 

@@ -6,9 +6,10 @@
 use super::artifact::{Artifact, broken};
 use super::features::{self, Encoded, Encoder, FeatureMap};
 use super::logistic::{self, Dense};
-use super::network::{self, EpochFacts, Schedule, Spec, Targets, Weights};
-use super::{Architecture, Metrics, ModelSettings, calibrator, logit, sigmoid, smoothed_rate};
-use crate::error::{Error, Result};
+use super::network::{Architecture, Spec, Weights};
+use super::training::{self, EpochFacts, Monitor, Precision, Schedule, Targets};
+use super::{Metrics, ModelSettings, calibrator, device_name, logit, sigmoid, smoothed_rate};
+use crate::error::{Error, Kind, Result};
 use crate::statistics::calibration::Calibrator;
 use crate::types::{column, optional_column};
 use arrow::array::{Array, BooleanArray, RecordBatch};
@@ -124,97 +125,195 @@ const KIND: &str = "response";
 /// # Errors
 /// `Contract` for an empty split or a column of the wrong kind, `Usage` for settings that cannot be.
 pub fn train(settings: &ModelSettings, train: &RecordBatch, valid: &RecordBatch, seed: u64) -> Result<ResponseModels> {
-    let sizes = [
-        ("epochs", settings.epochs),
-        ("batch_size", settings.batch_size),
-        ("embedding_dim", settings.embedding_dim),
-        ("threads", settings.threads),
-    ];
-    super::refuse("model", settings.dropout, settings.learning_rate, &sizes)?;
     let targets = targets(train, "training")?;
     let valid_targets = self::targets(valid, "validation")?;
-    let map = features::fit(&[features::Part { table: train, rows: None }], &settings.features, &RESERVED, |_| false)?;
-    let unfitted = Fit {
-        metrics: Metrics::default(),
-        click: Calibrator::Identity,
-        conversion: targets.converted.as_ref().map(|_| Calibrator::Identity),
+    let examples = Examples::new(settings, (train, targets), (valid, valid_targets), &RESERVED)?;
+    let baseline = examples.baseline()?;
+    let Learned { network, epochs, mut notes } = match examples.network(seed) {
+        // A night without a network is better than no night: the gate sees that it is no better than the baseline.
+        Err(error) if error.kind == Kind::Contract => {
+            tracing::warn!(%error, "the network did not train: the baseline stands in for it");
+            Learned {
+                network: baseline.clone(),
+                epochs: Vec::new(),
+                notes: vec![format!("{error}: the baseline stands in for the network")],
+            }
+        }
+        learned => learned?,
     };
-    let mut facts = ResponseFacts {
+    let Examples { map, targets, valid_targets, .. } = &examples;
+    notes.splice(0..0, examples.notes());
+    let facts = ResponseFacts {
         architecture: settings.architecture,
-        device: network::device_name(),
+        device: device_name(&settings.device),
         threads: settings.threads,
         seed,
-        train: row_facts(&targets),
-        valid: row_facts(&valid_targets),
+        train: row_facts(targets),
+        valid: row_facts(valid_targets),
         features: map.columns.iter().map(|column| column.name.clone()).collect(),
         vocabularies: map.spaces.iter().map(|(name, space)| (name.clone(), space.tokens.len())).collect(),
         dropped: map.dropped.clone(),
-        parameters: 0,
-        epochs: Vec::new(),
-        chosen_epoch: None,
-        network: unfitted.clone(),
-        baseline: unfitted.clone(),
-        notes: Vec::new(),
+        parameters: network.parameters(),
+        chosen_epoch: epochs.iter().rev().find(|epoch| epoch.kept).map(|epoch| epoch.epoch),
+        epochs,
+        network: network.at_rest.fit.clone(),
+        baseline: baseline.at_rest.fit.clone(),
+        notes,
     };
-    let clicks = facts.train.clicks;
-    let conversion = facts.train.conversions.map(|conversions| smoothed_rate(conversions, clicks) as f32);
-    if facts.train.conversions.is_none() {
-        facts.notes.push("no conversions are logged: only clicks are predicted".into());
-    }
-    let response =
-        |core, weights| Response { at_rest: AtRest { map: map.clone(), core, fit: unfitted.clone(), settings: settings.clone() }, weights };
-    if clicks == 0 || clicks == train.num_rows() || map.columns.is_empty() {
-        let why = if map.columns.is_empty() { "no column varies" } else { "all training rows have the same outcome" };
-        facts.notes.push(format!("{why}: the network and the baseline are a constant"));
-        let click = smoothed_rate(clicks, train.num_rows()) as f32;
-        let mut network = response(Core::Constant { click, conversion }, Weights::new());
-        facts.network = network.calibrate(valid, &valid_targets)?;
-        facts.baseline = facts.network.clone();
-        return Ok(ResponseModels { baseline: network.clone(), network, facts });
-    }
-    let encoder = Encoder::new(&map);
-    let rows = encoder.encode(train, None)?;
-    let valid_rows = encoder.encode(valid, None)?;
-    let (dense, out_of_fold) = Dense::fit(&map, &rows, &targets.positive);
-    let dense_rows = dense.rows(&rows, Some(&out_of_fold));
-
-    let mut weights = Weights::from([("click".to_owned(), logistic::fit(&dense_rows, &targets.positive, settings.baseline_l2)?)]);
-    let mut constant = conversion;
-    if let Some((clicks, converted)) = of_clicks(&targets) {
-        let conversions = converted.iter().filter(|flag| **flag).count();
-        if conversions >= MIN_CONVERSIONS && converted.len() - conversions >= MIN_CONVERSIONS {
-            weights.insert("conversion".to_owned(), logistic::fit(&dense_rows.select(&clicks), &converted, settings.baseline_l2)?);
-            constant = None;
-        } else {
-            facts.notes.push(format!("{conversions} conversions of {} clicks: the baseline's conversion is a constant", converted.len()));
-        }
-    }
-    let mut baseline = response(Core::Logistic { dense: dense.clone(), conversion: constant }, weights);
-    facts.baseline = baseline.calibrate(valid, &valid_targets)?;
-
-    let heads = 1 + usize::from(conversion.is_some());
-    let (core, (weights, epochs)) = match settings.architecture {
-        Architecture::Deep => {
-            drop(dense_rows);
-            let spec = Spec::deep(&map, settings.embedding_dim, &settings.hidden, heads, Vec::new());
-            let (train, valid) = ((&rows, &targets), (&valid_rows, &valid_targets));
-            let trained = network::train(&spec, train, valid, &map.neutral_rows(), &schedule(settings), seed)?;
-            (Core::Deep { spec }, trained)
-        }
-        Architecture::Article => {
-            let spec = Spec::article(dense.width(), heads);
-            let (train, valid) = ((&dense_rows, &targets), (&dense.rows(&valid_rows, None), &valid_targets));
-            let trained = network::train(&spec, train, valid, &[], &article_schedule(settings.threads), seed)?;
-            (Core::Plain { dense, spec }, trained)
-        }
-    };
-    drop((rows, valid_rows));
-    facts.chosen_epoch = epochs.iter().rev().find(|epoch| epoch.kept).map(|epoch| epoch.epoch);
-    facts.epochs = epochs;
-    facts.parameters = weights.values().map(|weight| weight.data.len()).sum();
-    let mut network = response(core, weights);
-    facts.network = network.calibrate(valid, &valid_targets)?;
     Ok(ResponseModels { network, baseline, facts })
+}
+
+/// Encoded training and validation rows, from which any number of models can be trained.
+pub struct Examples {
+    settings: ModelSettings,
+    pub map: FeatureMap,
+    rows: Encoded,
+    targets: Targets,
+    valid_rows: Encoded,
+    valid_targets: Targets,
+    dense: Dense,
+    /// What the training rows get in the dense view in place of what their own labels taught.
+    out_of_fold: Vec<f32>,
+}
+
+/// A network and how its training went.
+pub struct Learned {
+    pub network: Response,
+    pub epochs: Vec<EpochFacts>,
+    pub notes: Vec<String>,
+}
+
+impl Examples {
+    /// Learns the feature map from the training rows and encodes both tables. `reserved` columns are no inputs.
+    ///
+    /// # Errors
+    /// As [`train`].
+    pub fn new(
+        settings: &ModelSettings,
+        (train, targets): (&RecordBatch, Targets),
+        (valid, valid_targets): (&RecordBatch, Targets),
+        reserved: &[&str],
+    ) -> Result<Self> {
+        settings.check()?;
+        let map = features::fit(&[features::Part { table: train, rows: None }], &settings.features, reserved, |_| false)?;
+        let encoder = Encoder::new(&map);
+        let (rows, valid_rows) = (encoder.encode(train, None)?, encoder.encode(valid, None)?);
+        let (dense, out_of_fold) = Dense::fit(&map, &rows, &targets.positive);
+        Ok(Self { settings: settings.clone(), rows, targets, valid_rows, valid_targets, dense, out_of_fold, map })
+    }
+
+    /// Training rows.
+    pub fn rows(&self) -> usize {
+        self.rows.rows
+    }
+
+    /// Another strength of L2 for the networks to come.
+    pub fn set_embedding_l2(&mut self, embedding_l2: f64) {
+        self.settings.embedding_l2 = embedding_l2;
+    }
+
+    fn clicks(&self) -> usize {
+        self.targets.positive.iter().filter(|click| **click).count()
+    }
+
+    /// The share of clicks that convert; none where conversions are not logged.
+    fn conversion_rate(&self) -> Option<f32> {
+        let (_, converted) = of_clicks(&self.targets)?;
+        Some(smoothed_rate(converted.iter().filter(|flag| **flag).count(), converted.len()) as f32)
+    }
+
+    /// Why there is nothing to learn.
+    fn constant(&self) -> Option<&'static str> {
+        let clicks = self.clicks();
+        if self.map.columns.is_empty() {
+            return Some("no column varies");
+        }
+        (clicks == 0 || clicks == self.rows.rows).then_some("all training rows have the same outcome")
+    }
+
+    /// Whether the baseline has a regression of conversions, and how many it has to learn from.
+    fn enough_conversions(&self) -> Option<(bool, usize, usize)> {
+        let (_, converted) = of_clicks(&self.targets)?;
+        let conversions = converted.iter().filter(|flag| **flag).count();
+        let enough = conversions >= MIN_CONVERSIONS && converted.len() - conversions >= MIN_CONVERSIONS;
+        Some((enough, conversions, converted.len()))
+    }
+
+    fn notes(&self) -> Vec<String> {
+        let mut notes = Vec::new();
+        if self.targets.converted.is_none() {
+            notes.push("no conversions are logged: only clicks are predicted".to_owned());
+        }
+        if let Some(why) = self.constant() {
+            notes.push(format!("{why}: the network and the baseline are a constant"));
+        } else if let Some((false, conversions, clicks)) = self.enough_conversions() {
+            notes.push(format!("{conversions} conversions of {clicks} clicks: the baseline's conversion is a constant"));
+        }
+        notes
+    }
+
+    fn response(&self, core: Core, weights: Weights) -> Response {
+        let conversion = self.targets.converted.as_ref().map(|_| Calibrator::Identity);
+        let fit = Fit { metrics: Metrics::default(), click: Calibrator::Identity, conversion };
+        let mut response = Response { at_rest: AtRest { map: self.map.clone(), core, fit, settings: self.settings.clone() }, weights };
+        response.calibrate(&self.valid_rows, &self.valid_targets);
+        response
+    }
+
+    fn constant_response(&self) -> Response {
+        let click = smoothed_rate(self.clicks(), self.rows.rows) as f32;
+        self.response(Core::Constant { click, conversion: self.conversion_rate() }, Weights::new())
+    }
+
+    /// The logistic regression, calibrated.
+    pub fn baseline(&self) -> Result<Response> {
+        if self.constant().is_some() {
+            return Ok(self.constant_response());
+        }
+        let fit = |rows: Option<&[usize]>, labels: &[bool], valid: Option<&[usize]>, valid_labels: &[bool]| {
+            let train = |rows: &[usize]| self.dense.rows(&self.rows, Some(&self.out_of_fold), rows);
+            let valid = self.dense.rows(&self.valid_rows, None, valid.unwrap_or(&all(&self.valid_rows)));
+            logistic::fit(train, rows.unwrap_or(&all(&self.rows)), labels, (&valid, valid_labels), &self.settings.baseline_l2)
+        };
+        let mut weights = Weights::from([("click".to_owned(), fit(None, &self.targets.positive, None, &self.valid_targets.positive)?)]);
+        let mut constant = self.conversion_rate();
+        if let (Some((true, ..)), Some((rows, converted))) = (self.enough_conversions(), of_clicks(&self.targets)) {
+            let (valid_rows, valid_converted) = of_clicks(&self.valid_targets).unwrap_or_default();
+            weights.insert("conversion".to_owned(), fit(Some(&rows), &converted, Some(&valid_rows), &valid_converted)?);
+            constant = None;
+        }
+        Ok(self.response(Core::Logistic { dense: self.dense.clone(), conversion: constant }, weights))
+    }
+
+    /// The network that the settings describe, calibrated. Of several strengths of L2 that which validates best.
+    pub fn network(&self, seed: u64) -> Result<Learned> {
+        if self.constant().is_some() {
+            return Ok(Learned { network: self.constant_response(), epochs: Vec::new(), notes: Vec::new() });
+        }
+        let settings = &self.settings;
+        let heads = 1 + usize::from(self.targets.converted.is_some());
+        let (core, trained) = match settings.architecture {
+            Architecture::Article => {
+                let spec = Spec::article(self.dense.width(), heads);
+                let train = self.dense.rows(&self.rows, Some(&self.out_of_fold), &all(&self.rows));
+                let valid = self.dense.rows(&self.valid_rows, None, &all(&self.valid_rows));
+                let (train, valid) = ((&train, &self.targets), (&valid, &self.valid_targets));
+                let trained = training::train(&spec, train, valid, &[], &article_schedule(settings), seed)?;
+                (Core::Plain { dense: self.dense.clone(), spec }, trained)
+            }
+            embedded => {
+                let spec = Spec::embedded(embedded, &self.map, settings.embedding_dim, &settings.hidden, heads, settings.attention);
+                let (train, valid) = ((&self.rows, &self.targets), (&self.valid_rows, &self.valid_targets));
+                let trained = training::train(&spec, train, valid, &self.map.neutral_rows(), &schedule(settings), seed)?;
+                (Core::Deep { spec }, trained)
+            }
+        };
+        Ok(Learned { network: self.response(core, trained.weights), epochs: trained.epochs, notes: trained.notes })
+    }
+}
+
+fn all(rows: &Encoded) -> Vec<usize> {
+    (0..rows.rows).collect()
 }
 
 fn schedule(settings: &ModelSettings) -> Schedule {
@@ -222,26 +321,36 @@ fn schedule(settings: &ModelSettings) -> Schedule {
         epochs: settings.epochs,
         patience: settings.patience,
         batch_size: settings.batch_size,
+        min_steps: settings.min_steps,
         learning_rate: settings.learning_rate,
+        rate_drop: settings.rate_drop,
+        go_back: settings.go_back,
+        monitor: settings.monitor,
         weight_decay: settings.weight_decay,
         embedding_l2: settings.embedding_l2,
         dropout: settings.dropout,
+        precision: settings.precision,
+        device: settings.device.clone(),
         threads: settings.threads,
-        drop_rate: true,
     }
 }
 
-fn article_schedule(threads: usize) -> Schedule {
+fn article_schedule(settings: &ModelSettings) -> Schedule {
     Schedule {
         epochs: 50,
         patience: 50,
         batch_size: 32,
+        min_steps: 64,
         learning_rate: 1e-3,
+        rate_drop: 1.0,
+        go_back: false,
+        monitor: Monitor::Logloss,
         weight_decay: 0.0,
         embedding_l2: 0.0,
         dropout: 0.5,
-        threads,
-        drop_rate: false,
+        precision: Precision::Float32,
+        device: settings.device.clone(),
+        threads: settings.threads,
     }
 }
 
@@ -309,18 +418,18 @@ impl Response {
     fn logits_of(&self, rows: &Encoded) -> (Vec<f64>, Vec<f64>) {
         let constant = |p: Option<f32>| p.map_or(Vec::new(), |p| vec![logit(f64::from(p)); rows.rows]);
         let of_network = |spec: &Spec, rows: &Encoded| {
-            let heads = 1 + usize::from(self.at_rest.fit.conversion.is_some());
+            let settings = &self.at_rest.settings;
             let logits: Vec<f64> =
-                network::predict(spec, &self.weights, rows, self.at_rest.settings.threads).into_iter().map(f64::from).collect();
-            let of = |head: usize| logits.iter().skip(head).step_by(heads).copied().collect();
-            (of(0), if heads == 2 { of(1) } else { Vec::new() })
+                training::predict(spec, &self.weights, rows, &settings.device, settings.threads).into_iter().map(f64::from).collect();
+            let of = |head: usize| logits.iter().skip(head).step_by(spec.heads).copied().collect();
+            (of(0), if spec.heads == 2 { of(1) } else { Vec::new() })
         };
         match &self.at_rest.core {
             Core::Constant { click, conversion } => (constant(Some(*click)), constant(*conversion)),
             Core::Deep { spec } => of_network(spec, rows),
-            Core::Plain { dense, spec } => of_network(spec, &dense.rows(rows, None)),
+            Core::Plain { dense, spec } => of_network(spec, &dense.rows(rows, None, &all(rows))),
             Core::Logistic { dense, conversion } => {
-                let rows = dense.rows(rows, None);
+                let rows = dense.rows(rows, None, &all(rows));
                 let conversions = self.weights.get("conversion").map(|weights| logistic::predict(weights, &rows));
                 (logistic::predict(&self.weights["click"], &rows), conversions.unwrap_or_else(|| constant(*conversion)))
             }
@@ -328,16 +437,20 @@ impl Response {
     }
 
     /// Fits the calibrators on rows that training did not see, where they were shown.
-    fn calibrate(&mut self, valid: &RecordBatch, targets: &Targets) -> Result<Fit> {
-        let (click, conversion) = self.logits(valid, None)?;
+    fn calibrate(&mut self, valid: &Encoded, targets: &Targets) {
+        let (click, conversion) = self.logits_of(valid);
         self.at_rest.fit.click = calibrator(&targets.positive, &click);
-        if let (Some(logits), Some((rows, converted))) = (conversion, of_clicks(targets)) {
-            let logits: Vec<f64> = rows.iter().map(|row| logits[*row]).collect();
+        if let Some((rows, converted)) = of_clicks(targets).filter(|_| self.at_rest.fit.conversion.is_some()) {
+            let logits: Vec<f64> = rows.iter().map(|row| conversion[*row]).collect();
             self.at_rest.fit.conversion = Some(calibrator(&converted, &logits));
         }
         let scores: Vec<f64> = click.iter().map(|x| self.at_rest.fit.click.apply(sigmoid(*x))).collect();
         self.at_rest.fit.metrics = Metrics::of(&targets.positive, &scores);
-        Ok(self.at_rest.fit.clone())
+    }
+
+    /// How many numbers were learned.
+    pub fn parameters(&self) -> usize {
+        self.weights.values().map(|weight| weight.data.len()).sum()
     }
 
     pub fn to_artifact(&self) -> Result<Artifact> {

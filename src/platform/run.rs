@@ -192,3 +192,23 @@ pub fn resolve_date(text: &str, job: &Job) -> Result<NaiveDate> {
         .context("--date")
         .map_err(|error| error.action("write it as 2026-11-22, or yesterday"))
 }
+
+/// How long something takes; for logs and tables, never for a decision.
+pub struct Watch(Instant);
+
+impl Watch {
+    pub fn start() -> Self {
+        Self(Instant::now())
+    }
+
+    pub fn seconds(&self) -> f64 {
+        self.0.elapsed().as_secs_f64()
+    }
+}
+
+/// The most memory this process has held, MiB; 0 where the system does not say.
+pub fn peak_memory_mib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok()).map_or(0, |kib| kib / 1024)
+}

@@ -13,3 +13,4 @@ mod sql_room;
 mod statistics;
 mod targeting;
 mod tiny_shop;
+mod train;

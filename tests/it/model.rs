@@ -193,6 +193,14 @@ fn the_same_rows_and_seed_give_the_same_bytes() {
 }
 
 #[test]
+fn a_network_that_cannot_be_trained_is_replaced_by_the_baseline() {
+    let settings = ModelSettings { learning_rate: 1e30, epochs: 2, ..settings() };
+    let models = response::train(&settings, &impressions(800, 1), &impressions(400, 2), 7).expect("no night is lost");
+    assert_eq!(models.network, models.baseline);
+    assert!(models.facts.notes.iter().any(|note| note.contains("stands in")), "{:?}", models.facts.notes);
+}
+
+#[test]
 fn the_articles_network_trains() {
     let settings = ModelSettings { architecture: Architecture::Article, threads: 1, ..ModelSettings::default() };
     let models = response::train(&settings, &impressions(1500, 1), &impressions(1000, 2), 7).expect("it trains");

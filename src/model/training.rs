@@ -1,0 +1,426 @@
+//! A network's training: epochs, batches, steps, the validation rows, when to slow down and when to stop.
+//!
+//! Tensors live only inside [`train`] and [`predict`]. Initial weights, the order of rows and dropout come from one seeded generator
+//! of ours, never from libtorch's global one: the same rows and seed give the same bytes, however many trainings run side by side.
+//! The dense weights are one flat buffer, of which the layers' arrays are views, so that the optimiser is a few operations; the
+//! embedding table has its own (see [`super::table`]). Nothing is read back from the device within a step.
+
+use super::device;
+use super::features::Encoded;
+use super::network::{Dropout, Inputs, Logits, Pass, Spec, TABLE, Weight, Weights, agreement, is_running};
+use super::sigmoid;
+use super::table::{Adam, Ids, Order, Pace, Rows, Table};
+use crate::error::{Error, Result};
+use crate::statistics::metrics;
+use rand::{RngCore, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use tch::{Device, Kind, Tensor};
+
+/// What is to be learned of each row.
+#[derive(Clone, Debug)]
+pub struct Targets {
+    pub positive: Vec<bool>,
+    /// Whether a click converted too; none where it is not known.
+    pub converted: Option<Vec<Option<bool>>>,
+}
+
+/// How to train.
+#[derive(Clone, Debug)]
+pub(super) struct Schedule {
+    pub epochs: usize,
+    pub patience: usize,
+    pub batch_size: usize,
+    /// A small table still gets so many steps an epoch.
+    pub min_steps: usize,
+    pub learning_rate: f64,
+    /// When an epoch did not help, the learning rate falls to this share; 1: it stays.
+    pub rate_drop: f64,
+    /// And the weights of the best epoch are taken up again.
+    pub go_back: bool,
+    pub monitor: Monitor,
+    pub weight_decay: f64,
+    pub embedding_l2: f64,
+    pub dropout: f64,
+    pub precision: Precision,
+    pub device: String,
+    pub threads: usize,
+}
+
+/// What tells on the validation rows whether an epoch helped.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum Monitor {
+    /// How well the rows are ranked. Where the scores are calibrated afterwards, overconfidence costs nothing.
+    Auc,
+    /// Log-loss before calibration.
+    Logloss,
+}
+
+/// Of the hidden layers' products while training; weights, sums and scoring are always of 32 bits.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    /// bfloat16 where the processor multiplies it faster and the layers are wide enough to gain.
+    Auto,
+    Float32,
+    Bfloat16,
+}
+
+/// One pass over the training rows. Log-losses are those of the first head, before calibration.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+pub struct EpochFacts {
+    pub epoch: usize,
+    pub learning_rate: f64,
+    pub train_logloss: f64,
+    pub valid_logloss: f64,
+    /// None where the rows hold one class only.
+    pub train_auc: Option<f64>,
+    pub valid_auc: Option<f64>,
+    /// The best so far.
+    pub kept: bool,
+}
+
+/// A trained network.
+pub(super) struct Trained {
+    pub weights: Weights,
+    pub epochs: Vec<EpochFacts>,
+    /// What went otherwise than the schedule says.
+    pub notes: Vec<String>,
+}
+
+/// On the training rows the curve is taken on at most so many of them.
+const CURVE_ROWS: usize = 20_000;
+/// After a loss that is no number the rate is halved at most so often.
+const HALVINGS: usize = 3;
+/// A gain on the validation rows smaller than this is none.
+const GAIN: f64 = 1e-6;
+/// Below so many units bfloat16's conversions cost what its products save.
+const WIDE: usize = 128;
+
+/// Trains until the validation rows stop gaining; returns the best epoch's weights and the curve. Where a GPU runs out of memory the
+/// batch is halved, and at last the CPU is taken.
+///
+/// # Errors
+/// `Contract` when the loss is no number however slow the training, `Usage` for a device that is not there.
+pub(super) fn train(
+    spec: &Spec,
+    train: (&Encoded, &Targets),
+    valid: (&Encoded, &Targets),
+    neutral_rows: &[usize],
+    schedule: &Schedule,
+    seed: u64,
+) -> Result<Trained> {
+    let mut schedule = schedule.clone();
+    let mut notes = Vec::new();
+    loop {
+        let device = device::take(&schedule.device, schedule.threads)?;
+        let attempt = || attempt(spec, train, valid, neutral_rows, &schedule, seed, device);
+        let outcome = match device {
+            Device::Cpu => attempt(),
+            // libtorch's binding panics with the text of the error.
+            _ => match catch_unwind(AssertUnwindSafe(attempt)) {
+                Err(panic) if out_of_memory(&*panic) => Err(full(device)),
+                Err(panic) => resume_unwind(panic),
+                Ok(outcome) => outcome,
+            },
+        };
+        match outcome {
+            Err(error) if error.kind == crate::error::Kind::Transient && device != Device::Cpu => {
+                let smaller = schedule.batch_size / 2;
+                let note = if smaller >= 64 && notes.len() < HALVINGS {
+                    schedule.batch_size = smaller;
+                    format!("{error}: the batch was halved to {smaller}")
+                } else {
+                    schedule.device = "cpu".into();
+                    format!("{error}: trained on the CPU")
+                };
+                tracing::warn!("{note}");
+                notes.push(note);
+            }
+            outcome => {
+                return outcome.map(|mut trained| {
+                    notes.append(&mut trained.notes);
+                    Trained { notes, ..trained }
+                });
+            }
+        }
+    }
+}
+
+fn full(device: Device) -> Error {
+    Error::new(crate::error::Kind::Transient, format_args!("{} ran out of memory", device::name(device)))
+}
+
+fn out_of_memory(panic: &(dyn std::any::Any + Send)) -> bool {
+    let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+    text.is_some_and(|text| text.contains("out of memory"))
+}
+
+fn attempt(
+    spec: &Spec,
+    (train, targets): (&Encoded, &Targets),
+    (valid, valid_targets): (&Encoded, &Targets),
+    neutral_rows: &[usize],
+    schedule: &Schedule,
+    seed: u64,
+    device: Device,
+) -> Result<Trained> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let start = spec.start(&base_logits(targets), neutral_rows, &mut rng);
+    let mut live = Live::new(spec, &start, device, schedule.threads);
+    let mut dropout = Dropout::new(schedule.dropout, ChaCha8Rng::seed_from_u64(rng.next_u64()));
+    let products = products(schedule.precision, spec, device);
+    let (rows, y) = (Rows::on(device, train), target_matrix(targets, device));
+    let (curve, curve_targets) = curve_rows(train, targets);
+    let steps = train.rows.div_ceil(schedule.batch_size.min((train.rows / schedule.min_steps).max(16)));
+    let mut order = Order::new(train.rows);
+
+    let (mut best, mut best_gain) = (start, f64::NEG_INFINITY);
+    let (mut rate, mut drops, mut halvings) = (schedule.learning_rate, 0, 0);
+    let (mut epochs, mut notes): (Vec<EpochFacts>, Vec<String>) = (Vec::new(), Vec::new());
+    for epoch in 1..=schedule.epochs {
+        order.shuffle(&mut rng, device);
+        for step in 0..steps {
+            let range = part(train.rows, steps, step);
+            let (ids, floats) = rows.chosen(&order, range.clone());
+            let y = y.index_select(0, &order.chosen(range));
+            let paces = (Pace { rate, l2: schedule.weight_decay }, Pace { rate, l2: schedule.embedding_l2 });
+            live.step(spec, &ids, &floats, &y, products, &mut dropout, paces);
+        }
+        let of = |rows: &Encoded, targets: &Targets| {
+            let scores: Vec<f64> = live.forward(spec, rows, device).iter().step_by(spec.heads).map(|x| sigmoid(f64::from(*x))).collect();
+            (metrics::logloss(&targets.positive, &scores), metrics::auc(&targets.positive, &scores))
+        };
+        let ((train_logloss, train_auc), (valid_logloss, valid_auc)) = (of(&curve, &curve_targets), of(valid, valid_targets));
+        let (Some(train_logloss), Some(valid_logloss)) = (train_logloss, valid_logloss) else {
+            halvings += 1;
+            if halvings > HALVINGS {
+                return Err(diverged(rate));
+            }
+            rate /= 2.0;
+            notes.push(format!("epoch {epoch} gave no finite loss: back to the best weights, at the learning rate {rate:e}"));
+            live.reset(&best);
+            continue;
+        };
+        let gain = match (schedule.monitor, valid_auc) {
+            (Monitor::Auc, Some(auc)) => auc,
+            _ => -valid_logloss,
+        };
+        let kept = gain > best_gain + GAIN;
+        epochs.push(EpochFacts { epoch, learning_rate: rate, train_logloss, valid_logloss, train_auc, valid_auc, kept });
+        tracing::info!(epoch, learning_rate = rate, train_logloss, valid_logloss, valid_auc, kept, "epoch");
+        if kept {
+            (best, best_gain, drops) = (live.weights(), gain, 0);
+            continue;
+        }
+        drops += 1;
+        if drops > schedule.patience {
+            break;
+        }
+        rate *= schedule.rate_drop;
+        if schedule.go_back {
+            live.reset(&best);
+        }
+    }
+    if best_gain == f64::NEG_INFINITY {
+        return Err(diverged(rate));
+    }
+    Ok(Trained { weights: best, epochs, notes })
+}
+
+fn diverged(rate: f64) -> Error {
+    Error::contract("the network's training gave no finite loss").action(format_args!("lower learning_rate (it was {rate}) and run again"))
+}
+
+/// Rows of step `step` of `steps` of nearly equal size: no last batch of a row or two.
+fn part(rows: usize, steps: usize, step: usize) -> Range<usize> {
+    step * rows / steps..(step + 1) * rows / steps
+}
+
+fn products(precision: Precision, spec: &Spec, device: Device) -> Kind {
+    match precision {
+        Precision::Float32 => Kind::Float,
+        Precision::Bfloat16 => Kind::BFloat16,
+        Precision::Auto if spec.widest() >= WIDE && (device != Device::Cpu || multiplies_bfloat16()) => Kind::BFloat16,
+        Precision::Auto => Kind::Float,
+    }
+}
+
+/// Whether the processor has instructions for it.
+fn multiplies_bfloat16() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return std::arch::is_x86_feature_detected!("avx512bf16");
+    #[cfg(not(target_arch = "x86_64"))]
+    return false;
+}
+
+/// A network's tensors while it trains or scores.
+struct Live {
+    tensors: BTreeMap<String, Tensor>,
+    /// All trained arrays but the table, one after the other; `trained` are views of it, in the same order.
+    flat: Tensor,
+    trained: Vec<String>,
+    adam: Adam,
+    table: Option<Table>,
+}
+
+impl Live {
+    fn new(spec: &Spec, weights: &Weights, device: Device, threads: usize) -> Self {
+        let trained: Vec<String> = weights.keys().filter(|name| *name != TABLE && !is_running(name)).cloned().collect();
+        let numbers: Vec<f32> = trained.iter().flat_map(|name| &weights[name].data).copied().collect();
+        let flat = Tensor::from_slice(&numbers).to_device(device);
+        let mut tensors = BTreeMap::new();
+        let mut start = 0;
+        for name in &trained {
+            let (shape, size) = (shape(&weights[name]), weights[name].data.len() as i64);
+            let view = flat.narrow(0, start, size).view(shape.as_slice()).detach();
+            tensors.insert(name.clone(), view.set_requires_grad(true));
+            start += size;
+        }
+        for (name, weight) in weights.iter().filter(|(name, _)| is_running(name)) {
+            tensors.insert(name.clone(), tensor(weight, device));
+        }
+        let table = weights.get(TABLE).map(|weight| Table::on(device, &spec.fields, weight, threads));
+        Self { tensors, adam: Adam::new(&flat), flat, trained, table }
+    }
+
+    fn step(
+        &mut self,
+        spec: &Spec,
+        ids: &Ids,
+        floats: &Tensor,
+        y: &Tensor,
+        products: Kind,
+        dropout: &mut Dropout,
+        (dense, embedded): (Pace, Pace),
+    ) {
+        let fields = self.table.as_ref().map(|table| table.fields(ids).set_requires_grad(true));
+        let known = self.table.as_ref().filter(|_| spec.asks_what_is_known()).map(|table| table.known(ids));
+        let mut pass = Pass { tensors: &self.tensors, products, dropout: Some(dropout) };
+        let logits = spec.logits(&mut pass, &Inputs { fields: fields.as_ref(), known: known.as_ref(), floats });
+        let leaves: Vec<&Tensor> = self.trained.iter().map(|name| &self.tensors[name]).chain(&fields).collect();
+        let mut gradients = Tensor::run_backward(&[loss(&logits, y)], &leaves, false, false);
+        tch::no_grad(|| {
+            if let (Some(table), Some(_)) = (&mut self.table, &fields) {
+                let gradient = gradients.pop().expect("one gradient a leaf");
+                table.step(ids, &gradient, embedded);
+            }
+            let gradients: Vec<Tensor> = gradients.iter().map(|gradient| gradient.flatten(0, -1)).collect();
+            self.adam.step(&mut self.flat, Tensor::cat(&gradients, 0), dense);
+        });
+    }
+
+    /// Logits of every row, [rows, heads] row-major.
+    fn forward(&self, spec: &Spec, rows: &Encoded, device: Device) -> Vec<f32> {
+        const CHUNK: usize = 8192;
+        let mut logits = Vec::with_capacity(rows.rows * spec.heads);
+        tch::no_grad(|| {
+            for start in (0..rows.rows).step_by(CHUNK) {
+                let chunk = rows.slice(start..(start + CHUNK).min(rows.rows));
+                let (ids, floats) = Rows::on(device, &chunk).range(0..chunk.rows);
+                let fields = self.table.as_ref().map(|table| table.fields(&ids));
+                let known = self.table.as_ref().filter(|_| spec.asks_what_is_known()).map(|table| table.known(&ids));
+                let mut pass = Pass { tensors: &self.tensors, products: Kind::Float, dropout: None };
+                let batch = Inputs { fields: fields.as_ref(), known: known.as_ref(), floats: &floats };
+                logits.extend(weight(&spec.logits(&mut pass, &batch).all).data);
+            }
+        });
+        logits
+    }
+
+    fn weights(&self) -> Weights {
+        let tensors = self.tensors.iter().map(|(name, tensor)| (name.clone(), weight(tensor)));
+        tensors.chain(self.table.iter().map(|table| (TABLE.to_owned(), table.weight()))).collect()
+    }
+
+    /// Takes other weights and starts the optimisers anew.
+    fn reset(&mut self, weights: &Weights) {
+        tch::no_grad(|| {
+            for (name, live) in &mut self.tensors {
+                live.copy_(&tensor(&weights[name], live.device()));
+            }
+        });
+        if let Some(table) = &mut self.table {
+            table.reset(&weights[TABLE]);
+        }
+        self.adam.forget();
+    }
+}
+
+/// Logits of every row, [rows, heads] row-major.
+pub(super) fn predict(spec: &Spec, weights: &Weights, rows: &Encoded, device: &str, threads: usize) -> Vec<f32> {
+    let device = device::take_or_cpu(device, threads);
+    Live::new(spec, weights, device, threads).forward(spec, rows, device)
+}
+
+/// A click's log-loss, plus that of click-and-conversion over all rows where it is known: ESMM (arXiv 1804.07931).
+fn loss(logits: &Logits, targets: &Tensor) -> Tensor {
+    let column = |tensor: &Tensor, i: i64| tensor.select(1, i);
+    let click = column(&logits.all, 0);
+    let mut loss = click.binary_cross_entropy_with_logits::<Tensor>(&column(targets, 0), None, None, tch::Reduction::Mean);
+    if let Some(agreement) = agreement(logits) {
+        loss += agreement;
+    }
+    if logits.all.size()[1] == 1 {
+        return loss;
+    }
+    let (both, known) = (column(targets, 1), column(targets, 2));
+    let log_both = click.log_sigmoid() + column(&logits.all, 1).log_sigmoid();
+    let log_not = (-log_both.exp()).clamp_min(-1.0 + 1e-7).log1p();
+    let second = -(&both * log_both + (-&both + 1.0) * log_not) * &known;
+    loss + second.sum(Kind::Float) / known.sum(Kind::Float).clamp_min(1.0)
+}
+
+/// Where the outputs start: the logit of the share of positives, and of conversions among clicks.
+fn base_logits(targets: &Targets) -> Vec<f64> {
+    let rate = |positives: usize, rows: usize| super::logit(super::smoothed_rate(positives, rows));
+    let count = |flags: &[bool]| flags.iter().filter(|flag| **flag).count();
+    let mut base = vec![rate(count(&targets.positive), targets.positive.len())];
+    if let Some(converted) = &targets.converted {
+        let clicks: Vec<bool> =
+            converted.iter().zip(&targets.positive).filter(|(_, click)| **click).filter_map(|(flag, _)| *flag).collect();
+        base.push(rate(count(&clicks), clicks.len()));
+    }
+    base
+}
+
+/// [rows, 1] or, with conversions, [rows, 3]: click, click and conversion, whether that is known.
+fn target_matrix(targets: &Targets, device: Device) -> Tensor {
+    let number = |flag: bool| f32::from(u8::from(flag));
+    let values: Vec<f32> = match &targets.converted {
+        None => targets.positive.iter().map(|click| number(*click)).collect(),
+        Some(converted) => {
+            let row =
+                |(click, flag): (&bool, &Option<bool>)| [number(*click), number(*click && *flag == Some(true)), number(flag.is_some())];
+            targets.positive.iter().zip(converted).flat_map(row).collect()
+        }
+    };
+    Tensor::from_slice(&values).view([targets.positive.len() as i64, -1]).to_device(device)
+}
+
+/// Evenly spread training rows for the curve.
+fn curve_rows(train: &Encoded, targets: &Targets) -> (Encoded, Targets) {
+    let step = train.rows.div_ceil(CURVE_ROWS).max(1);
+    let rows: Vec<usize> = (0..train.rows).step_by(step).collect();
+    let positive = rows.iter().map(|row| targets.positive[*row]).collect();
+    (train.select(&rows), Targets { positive, converted: None })
+}
+
+fn shape(weight: &Weight) -> Vec<i64> {
+    weight.shape.iter().map(|size| *size as i64).collect()
+}
+
+pub(super) fn tensor(weight: &Weight, device: Device) -> Tensor {
+    Tensor::from_slice(&weight.data).view(shape(weight).as_slice()).to_device(device)
+}
+
+pub(super) fn weight(tensor: &Tensor) -> Weight {
+    let host = tensor.detach().to_device(Device::Cpu).contiguous();
+    let mut data = vec![0.0; host.numel()];
+    host.copy_data(&mut data, host.numel());
+    Weight { shape: host.size().iter().map(|size| *size as usize).collect(), data }
+}
