@@ -2,6 +2,7 @@
 
 mod doctor;
 mod generate;
+mod report;
 mod sql;
 
 use crate::error::{Context, Error, Result};
@@ -89,11 +90,8 @@ pub enum Command {
         #[command(flatten)]
         place: Place,
     },
-    /// Where the report of a night is, rendered again from its facts.
-    Report {
-        #[command(flatten)]
-        at: JobDate,
-    },
+    /// Where the report of a night is, or a page over many nights; rendered again from the facts.
+    Report(report::Report),
     /// What this machine and this job can do: stores, key, libtorch, memory.
     Doctor {
         /// The job's spec.
@@ -199,11 +197,7 @@ async fn dispatch(cli: Cli) -> Result<()> {
             let found = publish::lookup(&output_store(&spec, &place)?, &pseudonym).await?;
             print(output, &found, || found.to_string())
         }
-        Command::Report { at } => {
-            let (run, _, _) = open(&at)?;
-            let path = pipeline::render_again(&run).await?;
-            print(output, &path, || path.clone())
-        }
+        Command::Report(what) => report::run(what, output).await,
         Command::Doctor { job, place } => doctor::run(&job, &place, output).await,
         Command::Generate(plan) => generate::run(plan, output).await,
         Command::Check { jobs } => sql::check(&jobs, output).await,
