@@ -12,3 +12,4 @@ mod shop;
 mod sql_room;
 mod statistics;
 mod targeting;
+mod telemetry;
