@@ -1,6 +1,7 @@
 //! One binary of integration tests, so that the dependencies are linked once.
 
 mod bad_input;
+mod browser;
 mod generate;
 mod k8s;
 mod layers;
