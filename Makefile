@@ -59,7 +59,7 @@ bench-models: build ## The models beside FuxiCTR, scikit-learn and PyTorch, fetc
 	@scripts/bench_models.py quality $(if $(DATA),--data $(DATA))
 
 report: ## Open the latest report, or print where it is
-	@latest=$$(find .night -name '*.html' -exec ls -t {} + 2>/dev/null | head -n 1); \
+	@latest=$$(find .night -name report.html -exec ls -t {} + 2>/dev/null | head -n 1); \
 	if [ -z "$$latest" ]; then echo "no report yet: make run" >&2; exit 1; fi; \
 	echo "$$latest"; \
 	if [ -n "$${DISPLAY:-}" ] && command -v xdg-open >/dev/null; then xdg-open "$$latest"; fi

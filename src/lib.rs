@@ -27,6 +27,9 @@ pub mod publish;
 pub mod evaluate;
 pub mod report;
 
+// What machines are told of a night.
+pub mod telemetry;
+
 // Every stage's settings in one file.
 pub mod spec;
 

@@ -3,16 +3,21 @@
 //! Every stage is a function over the run, its settings and its inputs; each leaves a finished step behind, so that a rerun
 //! resumes by itself. What the stages need of each other's files is in `learning` (models) and `serving` (tables).
 
+mod diagnosis;
 mod facts;
 mod learning;
+mod lineage;
+mod money;
+mod reports;
 mod serving;
 
 use crate::error::{Error, Result};
 use crate::platform::pseudonym::Key;
 use crate::platform::run::Run;
 use crate::spec::Spec;
-use crate::{admit, dataset, evaluate, features, ingest, publish, report};
+use crate::{admit, dataset, evaluate, features, ingest, publish};
 pub use facts::{Facts, summary};
+pub use reports::{render_again, write_index, write_trend};
 use std::collections::BTreeMap;
 
 /// Where a run may stop.
@@ -39,25 +44,9 @@ pub async fn run(run: &Run, spec: &Spec, key: &Key, until: Stage) -> Result<Fact
     facts.timings = run.timings();
     // A run that stops before the table is decided has no report, and must not write over the night's.
     if until >= Stage::Publish {
-        let json = serde_json::to_value(&facts)?;
-        let folder = format!("reports/dt={}", run.date);
-        run.output.put(&format!("{folder}/report.json"), serde_json::to_vec_pretty(&json)?.into()).await?;
-        run.output.put(&format!("{folder}/report.html"), report::render(&json)?.into()).await?;
-        facts.report = Some(run.output.locate(&format!("{folder}/report.html")).to_string());
+        reports::write(run, spec, &mut facts).await?;
     }
     Ok(facts)
-}
-
-/// Renders the report of a night again from its stored facts; gives its place.
-pub async fn render_again(run: &Run) -> Result<String> {
-    let folder = format!("reports/dt={}", run.date);
-    let json = run
-        .output
-        .get(&format!("{folder}/report.json"))
-        .await
-        .map_err(|error| error.context(format_args!("the report of {}", run.date)).action("run the night of this date first"))?;
-    run.output.put(&format!("{folder}/report.html"), report::render(&serde_json::from_slice(&json)?)?.into()).await?;
-    Ok(run.output.locate(&format!("{folder}/report.html")).to_string())
 }
 
 async fn night(run: &Run, spec: &Spec, key: &Key, until: Stage, facts: &mut Facts) -> Result<()> {
@@ -65,6 +54,7 @@ async fn night(run: &Run, spec: &Spec, key: &Key, until: Stage, facts: &mut Fact
     let previous = publish::previous(&run.output, run.date).await?;
     let policy_version = serving::policy_version(run, spec, &staged, previous.as_ref());
     facts.ingested(&staged, &policy_version);
+    facts.configuration = Some(lineage::configuration(run, spec, &staged));
     run.log_stage("ingest");
     if until == Stage::Ingest {
         return Ok(());
@@ -98,6 +88,7 @@ async fn night(run: &Run, spec: &Spec, key: &Key, until: Stage, facts: &mut Fact
 
     let champion = learning::champion(run, previous.as_ref(), &mut facts.skipped).await?;
     let judged = learning::judge(run, spec, &examples, &learned, champion.as_ref(), staged.people.is_some()).await?;
+    facts.diagnosis = Some(diagnosis::diagnose(run, &examples, &learned, champion.as_ref()).await?);
     let chosen = learning::choose(&judged, learned, champion)?;
     facts.gate = Some(judged);
     run.log_stage("gate");
@@ -127,6 +118,7 @@ async fn night(run: &Run, spec: &Spec, key: &Key, until: Stage, facts: &mut Fact
         return Err(Error::privacy(admission.objections()).action("see [segments] floor of the job; yesterday's table stays"));
     }
     let written = publish::write(run, &policy_version, &tables, &suppressed, spec.segments.floor, &planned.key).await?;
+    facts.written = Some(lineage::written(run, &written));
     facts.publish = Some(match admission.admitted {
         true => publish::commit(run, &written, Some(chosen.folder)).await?,
         false => publish::keep(&written, &admission.objections()),
@@ -134,6 +126,7 @@ async fn night(run: &Run, spec: &Spec, key: &Key, until: Stage, facts: &mut Fact
     facts.admit = Some(admission);
     facts.off_policy = off_policy;
     facts.movers = Some(serving::movers(run, &tables, previous.as_ref()).await?);
+    facts.lineage = Some(lineage::lineage(run, &staged, facts));
     run.log_stage("publish");
     if until == Stage::Publish {
         return Ok(());
@@ -144,5 +137,6 @@ async fn night(run: &Run, spec: &Spec, key: &Key, until: Stage, facts: &mut Fact
     // Before the first table, the logs' own arms are measured; nobody knows how users were to be split among them.
     let shares = if version.is_some() { serving::shares(spec) } else { BTreeMap::new() };
     facts.evaluate = Some(evaluate::evaluate(&spec.evaluate, &served, version, &shares)?);
+    facts.money = money::money(run, spec, &staged, &served).await?;
     Ok(())
 }

@@ -3,7 +3,7 @@
 use crate::error::{Context, Error, Result};
 use crate::platform::job::{Job, parse_toml};
 use crate::platform::{engine, pseudonym};
-use crate::{dataset, evaluate, gate, ingest, model, segments, targeting};
+use crate::{dataset, evaluate, gate, ingest, model, report, segments, targeting};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -40,6 +40,8 @@ pub struct Spec {
     pub targeting: targeting::Settings,
     #[serde(default)]
     pub evaluate: evaluate::EvaluateSettings,
+    #[serde(default)]
+    pub report: report::Settings,
 }
 
 /// Where the job reads and writes: `file://`, `s3://`, `gs://`, `az://` or a path from the working directory.
@@ -91,6 +93,7 @@ impl Spec {
         let mut value = serde_json::to_value(self).expect("settings serialise");
         let sections = value.as_object_mut().expect("a spec is a table");
         sections.remove("store");
+        sections.remove("report");
         if let Some(engine) = sections.get_mut("engine").and_then(serde_json::Value::as_object_mut) {
             engine.retain(|key, _| key == "buckets");
         }

@@ -2,19 +2,20 @@
 
 mod doctor;
 mod generate;
+mod night;
+mod report;
 mod sql;
 mod train;
 
-use crate::error::{Context, Error, Result};
+use crate::error::Result;
 use crate::ingest;
-use crate::pipeline::{self, Facts, Stage};
 use crate::platform::catalog::{Catalog, IdDomain};
 use crate::platform::pseudonym::Key;
 use crate::platform::run::{Run, resolve_date};
 use crate::platform::storage::Store;
 use crate::publish::{self, Commit, CommitKind};
 use crate::spec::Spec;
-use chrono::NaiveDate;
+use crate::telemetry::termination;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 use std::io::{IsTerminal, Write};
@@ -30,6 +31,9 @@ pub struct Cli {
     /// Log filter, as in `info` or `nightmarket=debug`; logs go to stderr, as JSON when it is not a terminal.
     #[arg(long, global = true, default_value = "nightmarket=info,warn", env = "NIGHTMARKET_LOG")]
     pub log: String,
+    /// File that gets one JSON line on how the command ended: /dev/termination-log in Kubernetes.
+    #[arg(long, global = true, env = "NIGHTMARKET_TERMINATION_LOG", value_name = "FILE")]
+    pub termination_log: Option<PathBuf>,
     #[command(subcommand)]
     pub command: Command,
 }
@@ -43,26 +47,9 @@ pub enum Output {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// The night: from raw logs to published tables and the report. Resumes by itself.
-    Run {
-        #[command(flatten)]
-        at: JobDate,
-        /// Stop after this stage.
-        #[arg(long, value_enum, default_value = "report", env = "NIGHTMARKET_UNTIL")]
-        until: Stage,
-    },
+    Run(night::Night),
     /// The nights of several dates, oldest first.
-    Backfill {
-        /// The job's spec.
-        #[arg(env = "NIGHTMARKET_JOB")]
-        job: PathBuf,
-        #[arg(long, env = "NIGHTMARKET_START")]
-        start: NaiveDate,
-        /// The last date, itself included.
-        #[arg(long, env = "NIGHTMARKET_END")]
-        end: NaiveDate,
-        #[command(flatten)]
-        place: Place,
-    },
+    Backfill(night::Backfill),
     /// What was published, oldest first; the last line serves.
     History {
         /// The job's spec.
@@ -90,11 +77,8 @@ pub enum Command {
         #[command(flatten)]
         place: Place,
     },
-    /// Where the report of a night is, rendered again from its facts.
-    Report {
-        #[command(flatten)]
-        at: JobDate,
-    },
+    /// Where the report of a night is, or a page over many nights; rendered again from the facts.
+    Report(report::Report),
     /// What this machine and this job can do: stores, key, libtorch, memory.
     Doctor {
         /// The job's spec.
@@ -163,26 +147,21 @@ pub fn start_logging(cli: &Cli) {
 /// Runs one command.
 pub fn run(cli: Cli) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(dispatch(cli))
+    let termination_log = cli.termination_log.clone();
+    let ended = runtime.block_on(dispatch(cli));
+    if let (Some(path), Err(error)) = (termination_log, &ended)
+        && let Err(unwritten) = termination::write(&path, &termination::of_failure(error))
+    {
+        tracing::warn!(%unwritten, "the end of the command could not be told");
+    }
+    ended
 }
 
 async fn dispatch(cli: Cli) -> Result<()> {
     let output = cli.output;
     match cli.command {
-        Command::Run { at, until } => {
-            let (run, spec, key) = open(&at)?;
-            print_night(output, &pipeline::run(&run, &spec, &key, until).await?)
-        }
-        Command::Backfill { job, start, end, place } => {
-            if start > end {
-                return Err(Error::usage(format_args!("--start {start} lies after --end {end}")));
-            }
-            for date in start.iter_days().take_while(|date| *date <= end) {
-                let (run, spec, key) = open(&JobDate { job: job.clone(), date: date.to_string(), place: place.clone() })?;
-                print_night(output, &pipeline::run(&run, &spec, &key, Stage::Report).await.with_context(|| date.to_string())?)?;
-            }
-            Ok(())
-        }
+        Command::Run(night) => night::run(night, output, cli.termination_log.as_deref()).await,
+        Command::Backfill(nights) => night::backfill(nights, output, cli.termination_log.as_deref()).await,
         Command::History { job, place } => {
             let commits = publish::history(&output_store(&Spec::read(&job)?, &place)?).await?;
             print(output, &commits, || match commits.is_empty() {
@@ -202,22 +181,13 @@ async fn dispatch(cli: Cli) -> Result<()> {
             let found = publish::lookup(&output_store(&spec, &place)?, &pseudonym).await?;
             print(output, &found, || found.to_string())
         }
-        Command::Report { at } => {
-            let (run, _, _) = open(&at)?;
-            let path = pipeline::render_again(&run).await?;
-            print(output, &path, || path.clone())
-        }
+        Command::Report(what) => report::run(what, output).await,
         Command::Doctor { job, place } => doctor::run(&job, &place, output).await,
         Command::Generate(plan) => generate::run(plan, output).await,
         Command::Train(command) => train::run(command, output).await,
         Command::Check { jobs } => sql::check(&jobs, output).await,
         Command::Sql(command) => sql::run(command, output).await,
     }
-}
-
-fn print_night(output: Output, facts: &Facts) -> Result<()> {
-    let text = pipeline::summary(facts)?;
-    print(output, facts, || text)
 }
 
 fn describe_commit(commit: &Commit) -> String {

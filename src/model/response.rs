@@ -383,6 +383,11 @@ fn of_clicks(targets: &Targets) -> Option<(Vec<usize>, Vec<bool>)> {
 }
 
 impl Response {
+    /// The columns that it reads.
+    pub fn features(&self) -> impl Iterator<Item = &str> {
+        self.at_rest.map.columns.iter().map(|column| column.name.as_str())
+    }
+
     /// Scores candidates at the reference position, whatever position they have.
     pub fn score(&self, table: &RecordBatch) -> Result<Scores> {
         self.score_at(table, self.at_rest.map.reference_position())

@@ -1,6 +1,10 @@
 //! What the night found, section by section: the JSON behind the report, and the ten lines a person reads first.
 
+use super::diagnosis::Diagnosis;
 use super::learning::{Judged, ModelFacts};
+use super::lineage::{Configuration, Lineage, Written};
+use super::money::MoneyFacts;
+use super::reports::Took;
 use super::serving::Movers;
 use crate::admit::Admission;
 use crate::dataset::DatasetFacts;
@@ -9,30 +13,47 @@ use crate::features::{FeatureFacts, Snapshots};
 use crate::ingest::{IngestFacts, Staged};
 use crate::platform::run::{Done, GIT_SHA, Run, Timing, VERSION};
 use crate::publish::PublishFacts;
+use crate::report::changes::Change;
 use crate::statistics::ope;
 use chrono::{DateTime, NaiveDate, Utc};
 use serde::Serialize;
 use serde_json::Value;
 
-/// Everything the report shows. Only `timings` differs between two runs of the same night.
+/// The shape of `report.json`, as `report/facts.md` describes it. It grows where facts are renamed, moved or taken away; new ones
+/// may come at any time.
+const SCHEMA_VERSION: u32 = 1;
+
+/// Everything the report shows. Only `timings` and `took` differ between two runs of the same night.
 #[derive(Serialize)]
 pub struct Facts {
+    pub schema_version: u32,
     pub run: RunFacts,
     pub ingest: Option<IngestFacts>,
     pub features: Vec<FeatureFacts>,
     pub dataset: Option<Datasets>,
     pub model: Option<ModelFacts>,
     pub gate: Option<Judged>,
+    pub diagnosis: Option<Diagnosis>,
     pub segments: Option<Value>,
     pub targeting: Option<Value>,
     pub admit: Option<Admission>,
     pub off_policy: Option<ope::Evaluation>,
     pub publish: Option<PublishFacts>,
+    pub written: Option<Written>,
     pub evaluate: Option<EvaluationFacts>,
+    pub money: Option<MoneyFacts>,
     pub movers: Option<Movers>,
+    pub lineage: Option<Lineage>,
+    pub configuration: Option<Configuration>,
+    /// Digests of the last nights, oldest first, tonight's last.
+    pub history: Vec<Value>,
+    /// Against the latest night before, most surprising first.
+    pub changes: Vec<Change>,
+    pub compared_with: Option<NaiveDate>,
     /// Stages and tables left out, each with its reason.
     pub skipped: Vec<String>,
     pub timings: Vec<Timing>,
+    pub took: Option<Took>,
     /// Where the report of these facts lies.
     #[serde(skip)]
     pub report: Option<String>,
@@ -72,21 +93,31 @@ impl Facts {
             policy_version: None,
         };
         Self {
+            schema_version: SCHEMA_VERSION,
             run: facts,
             ingest: None,
             features: Vec::new(),
             dataset: None,
             model: None,
             gate: None,
+            diagnosis: None,
             segments: None,
             targeting: None,
             admit: None,
             off_policy: None,
             publish: None,
+            written: None,
             evaluate: None,
+            money: None,
             movers: None,
+            lineage: None,
+            configuration: None,
+            history: Vec::new(),
+            changes: Vec::new(),
+            compared_with: None,
             skipped: Vec::new(),
             timings: Vec::new(),
+            took: None,
             report: None,
         }
     }

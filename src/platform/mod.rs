@@ -2,6 +2,7 @@
 
 pub mod catalog;
 pub mod engine;
+pub mod http;
 pub mod job;
 pub mod pseudonym;
 pub mod run;

@@ -30,6 +30,7 @@ pub struct Run {
     pub output: Store,
     pub catalog: Catalog,
     pub engine: engine::Settings,
+    started: (DateTime<Utc>, Instant),
     timings: Mutex<Vec<Timing>>,
     /// How many of them are in the log.
     logged: Mutex<usize>,
@@ -100,7 +101,17 @@ impl Step {
 
 impl Run {
     pub fn new(job: Job, date: NaiveDate, raw: Store, output: Store, catalog: Catalog, engine: engine::Settings) -> Self {
-        Self { job, date, raw, output, catalog, engine, timings: Mutex::default(), logged: Mutex::default() }
+        let started = (Utc::now(), Instant::now());
+        Self { job, date, raw, output, catalog, engine, started, timings: Mutex::default(), logged: Mutex::default() }
+    }
+
+    /// When this run of the night began: no result may depend on it.
+    pub fn started_at(&self) -> DateTime<Utc> {
+        self.started.0
+    }
+
+    pub fn elapsed_seconds(&self) -> f64 {
+        self.started.1.elapsed().as_secs_f64()
     }
 
     pub fn as_of(&self) -> DateTime<Utc> {
@@ -180,6 +191,18 @@ async fn finished<T: DeserializeOwned>(store: &Store) -> Result<Option<Manifest<
         }
     }
     Ok(Some(manifest))
+}
+
+/// The time, for those who are told that something happened; no result may depend on it.
+pub fn now() -> DateTime<Utc> {
+    Utc::now()
+}
+
+/// The most memory this process has held, where the system tells (Linux).
+pub fn peak_memory_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(line.trim().trim_end_matches(" kB").parse::<u64>().ok()? * 1024)
 }
 
 /// A date argument: `2026-11-22`, or `yesterday`, the last complete day of the job's time zone.

@@ -1,329 +1,239 @@
 //! The facts of a night -> one HTML page that needs nothing else: no network, no script, readable on a phone and on paper.
 //!
-//! `template.html` is the page; this module gives it numbers in words and `svg` gives it drawings. Every fact is optional,
-//! because every stage may be skipped, and a fact that the template does not know is still shown: a stage can find something new
-//! without this module hearing of it.
+//! `page/` holds the pages; this module gives them numbers in `words`, `table`s and drawings (`draw`). Every fact is optional,
+//! because every stage may be skipped, and a fact that the page does not know is still shown: a stage can find something new
+//! without this module hearing of it. What is followed over many nights is their `digest`; what moved since the last is `changes`.
 
-mod svg;
+pub mod changes;
+pub mod digest;
+mod draw;
+mod table;
+mod values;
+mod words;
 
 use crate::error::{Error, Result};
-use minijinja::value::{Rest, Value, ValueKind};
+use draw::{Axes, Point, Reference, Series, Ticks};
+use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{Environment, UndefinedBehavior, context};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use values::{column, estimate, finite, get, keys, number, rows};
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// What an hour of the machine costs, in the currency of the budgets; 0: unknown, and the report gives no cost.
+    pub machine_cost_per_hour: f64,
+}
 
 /// The page of one night's facts.
 ///
 /// # Errors
 /// `Internal` when the template itself is broken; no fact, absent or odd, makes it fail.
 pub fn render(facts: &serde_json::Value) -> Result<String> {
+    page("night.html", context! { facts => Value::from_serialize(facts) })
+}
+
+/// How the numbers of some nights went: one page of their digests, oldest first.
+pub fn render_trend(digests: &[serde_json::Value]) -> Result<String> {
+    page("trend.html", context! { nights => Value::from_serialize(digests) })
+}
+
+/// A list of all nights, latest first, from their digests, oldest first.
+pub fn render_index(digests: &[serde_json::Value]) -> Result<String> {
+    page("index.html", context! { nights => Value::from_serialize(digests.iter().rev().collect::<Vec<_>>()) })
+}
+
+const PAGES: [(&str, &str); 15] = [
+    ("style.css", include_str!("page/style.css")),
+    ("macros.html", include_str!("page/macros.html")),
+    ("night.html", include_str!("page/night.html")),
+    ("verdict.html", include_str!("page/verdict.html")),
+    ("money.html", include_str!("page/money.html")),
+    ("experiments.html", include_str!("page/experiments.html")),
+    ("models.html", include_str!("page/models.html")),
+    ("segments.html", include_str!("page/segments.html")),
+    ("features.html", include_str!("page/features.html")),
+    ("data.html", include_str!("page/data.html")),
+    ("lineage.html", include_str!("page/lineage.html")),
+    ("timings.html", include_str!("page/timings.html")),
+    ("configuration.html", include_str!("page/configuration.html")),
+    ("trend.html", include_str!("page/trend.html")),
+    ("index.html", include_str!("page/index.html")),
+];
+
+fn page(name: &str, context: Value) -> Result<String> {
     let broken = |error: minijinja::Error| Error::internal(format_args!("the report's template: {error:#}"));
-    let mut page = Environment::new();
-    page.set_undefined_behavior(UndefinedBehavior::Chainable);
-    page.set_trim_blocks(true);
-    page.set_lstrip_blocks(true);
-    page.add_filter("rows", |value: &Value| Value::from(rows(value)));
-    page.add_filter("largest", largest);
-    page.add_filter("show", |value: &Value, format: Option<&str>| show(value, format.unwrap_or("")));
-    page.add_filter("words", |value: &Value| words(&plain(value)));
-    page.add_filter("value", value_of);
-    page.add_filter("interval", interval_of);
-    page.add_filter("why", why);
-    page.add_filter("others", others);
-    page.add_filter("total", |value: &Value, key: &str| column(&rows(value), key).into_iter().flatten().sum::<f64>());
-    page.add_filter("part", |value: &Value, whole: &Value| Some(number(value)? / number(whole).filter(|whole| *whole > 0.0)?));
-    page.add_filter("change", |row: &Value| number(&get(row, "after")).unwrap_or(0.0) - number(&get(row, "before")).unwrap_or(0.0));
-    page.add_filter("meter", |value: &Value| drawing(number(value).map(svg::meter)));
-    page.add_filter("marks", marks);
-    page.add_filter("histogram", |value: &Value, key: &str| drawing(svg::histogram(&finite(&rows(value), key))));
-    page.add_filter("curves", curves);
-    page.add_filter("reliability", reliability);
-    page.add_template("report.html", include_str!("template.html")).map_err(broken)?;
-    let template = page.get_template("report.html").map_err(broken)?;
-    template.render(context! { facts => Value::from_serialize(facts) }).map_err(broken)
-}
-
-/// The maps of a list; nothing of anything else.
-fn rows(value: &Value) -> Vec<Value> {
-    if !matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable) {
-        return Vec::new();
+    let mut pages = Environment::new();
+    pages.set_undefined_behavior(UndefinedBehavior::Chainable);
+    pages.set_trim_blocks(true);
+    pages.set_lstrip_blocks(true);
+    pages.add_filter("rows", |value: &Value| Value::from(rows(value)));
+    pages.add_filter("largest", values::largest);
+    pages.add_filter("show", |value: &Value, format: Option<&str>| words::show(value, format.unwrap_or("")));
+    pages.add_filter("words", |value: &Value| words::words(&words::plain(value)));
+    pages.add_filter("name", |value: &Value| words::name(&words::plain(value)));
+    pages.add_filter("sentence", |value: &Value| words::sentence(&words::plain(value)));
+    pages.add_filter("chance", |p: &Value| format!("p = {}", words::show(p, "p")).replace("= <", "<"));
+    pages.add_filter("value", words::value_of);
+    pages.add_filter("interval", words::interval_of);
+    pages.add_filter("day", day);
+    pages.add_filter("moment", moment);
+    pages.add_filter("why", words::why);
+    pages.add_filter("others", words::others);
+    pages.add_filter("find", |value: &Value, key: &str, wanted: &str| {
+        rows(value).into_iter().find(|row| get(row, key).as_str() == Some(wanted)).unwrap_or_default()
+    });
+    pages.add_filter("at", |row: &Value, path: &str| get(row, path));
+    pages.add_filter("total", |value: &Value, key: &str| finite(&rows(value), key).iter().fold(0.0, |sum, value| sum + value));
+    pages.add_filter("part", |value: &Value, whole: &Value| Some(number(value)? / number(whole).filter(|whole| *whole > 0.0)?));
+    pages.add_filter("minus", |value: &Value, other: &Value| Some(number(value)? - number(other)?));
+    pages.add_filter("with", with);
+    pages.add_filter("table", table::table);
+    pages.add_filter("spark", |value: &Value, key: &str| drawing(draw::spark(&column(&rows(value), key))));
+    pages.add_filter("histogram", |value: &Value, key: &str, id: &str, title: &str| {
+        drawing(draw::histogram(id, title, &finite(&rows(value), key)))
+    });
+    pages.add_filter("reliability", reliability);
+    pages.add_filter("series", series);
+    pages.add_filter("curves", curves);
+    pages.add_filter("lines", lines);
+    pages.add_filter("lineage", lineage);
+    for (name, text) in PAGES {
+        pages.add_template(name, text).map_err(broken)?;
     }
-    value.try_iter().map(|items| items.filter(|item| item.kind() == ValueKind::Map).collect()).unwrap_or_default()
+    pages.get_template(name).and_then(|page| page.render(context)).map_err(broken)
 }
 
-/// The rows with the largest `key` first (by its distance from zero), equal ones as they came.
-fn largest(value: &Value, key: &str) -> Value {
-    let mut rows = rows(value);
-    let size = |row: &Value| number(&get(row, key)).map_or(-1.0, f64::abs);
-    rows.sort_by(|a, b| size(b).total_cmp(&size(a)));
-    Value::from(rows)
+/// `2026-11-22` as `Sunday 22 November 2026`, or as the format says.
+fn day(value: &Value, format: Option<&str>) -> String {
+    let text = words::plain(value);
+    let Ok(date) = text.parse::<chrono::NaiveDate>() else { return text };
+    date.format(format.unwrap_or("%A %-d %B %Y")).to_string()
 }
 
-fn get(row: &Value, key: &str) -> Value {
-    row.get_attr(key).unwrap_or_default()
+/// `2026-11-22T16:00:00Z` as `22 November, 16:00 UTC`.
+fn moment(value: &Value) -> String {
+    let text = words::plain(value);
+    let Ok(time) = text.parse::<chrono::DateTime<chrono::Utc>>() else { return text };
+    time.format("%-d %B, %H:%M UTC").to_string()
 }
 
-fn number(value: &Value) -> Option<f64> {
-    if !value.is_number() {
-        return None;
-    }
-    f64::try_from(value.clone()).ok().filter(|number| number.is_finite())
-}
-
-fn column(rows: &[Value], key: &str) -> Vec<Option<f64>> {
-    rows.iter().map(|row| number(&get(row, key))).collect()
-}
-
-fn finite(rows: &[Value], key: &str) -> Vec<f64> {
-    column(rows, key).into_iter().flatten().collect()
-}
-
-/// The two ends of an interval, `{low, high}` or `[low, high]`.
-fn ends(value: &Value) -> Option<(f64, f64)> {
-    match value.kind() {
-        ValueKind::Map => Some((number(&get(value, "low"))?, number(&get(value, "high"))?)),
-        ValueKind::Seq if value.len() == Some(2) => {
-            Some((number(&value.get_item_by_index(0).ok()?)?, number(&value.get_item_by_index(1).ok()?)?))
+/// Each row with one more fact: `name`, the quotient of two others, or their difference where `minus` says so.
+fn with(value: &Value, name: &str, options: Kwargs) -> std::result::Result<Value, minijinja::Error> {
+    let (of, by, minus) = (options.get::<&str>("of")?, options.get::<Option<&str>>("by")?, options.get::<Option<&str>>("minus")?);
+    options.assert_all_used()?;
+    let made = |row: &Value| {
+        let value = number(&get(row, of));
+        match (by, minus) {
+            (Some(by), _) => Some(value? / number(&get(row, by)).filter(|by| *by > 0.0)?),
+            (None, Some(minus)) => Some(value.unwrap_or(0.0) - number(&get(row, minus)).unwrap_or(0.0)),
+            (None, None) => value,
         }
-        _ => None,
-    }
-}
-
-/// The number `key` of a row with its interval: a number with `key_ci` or `interval` beside it, or a map of `value` or `estimate` and
-/// `interval`.
-fn estimate(row: &Value, key: &str) -> (Option<f64>, Option<(f64, f64)>) {
-    let found = get(row, key);
-    if found.kind() == ValueKind::Map {
-        let value = number(&get(&found, "value")).or_else(|| number(&get(&found, "estimate")));
-        return (value, ends(&get(&found, "interval")));
-    }
-    let beside = ends(&get(row, &format!("{key}_ci"))).or_else(|| ends(&get(row, "interval")).filter(|_| key == "value"));
-    (number(&found), beside)
-}
-
-/// A fact in words: `n` whole, `.4` four decimals, `+4` with its sign, `%2` per cent with two decimals, `b` bytes, `t` a time
-/// span; else a whole number in full and any other with four significant digits.
-fn show(value: &Value, format: &str) -> String {
-    match number(value) {
-        Some(number) => in_words(number, format, value.is_integer()),
-        None => plain(value),
-    }
-}
-
-fn in_words(number: f64, format: &str, whole: bool) -> String {
-    let digits = format.get(1..).and_then(|digits| digits.parse().ok()).unwrap_or(0);
-    match format.get(..1) {
-        Some("n") => grouped(&format!("{number:.0}")),
-        Some(".") => grouped(&format!("{number:.digits$}")),
-        Some("+") => format!("{number:+.digits$}"),
-        Some("%") => format!("{:.digits$} %", number * 100.0),
-        Some("b") => bytes(number),
-        Some("t") => span(number),
-        _ if whole => grouped(&format!("{number:.0}")),
-        _ if number == 0.0 => "0".to_owned(),
-        _ => {
-            // Four significant digits without an exponent down to a millionth: 12.34, 0.001234.
-            let magnitude = number.abs().log10().floor();
-            if magnitude < -6.0 {
-                return format!("{number:.3e}");
-            }
-            let decimals = (3.0 - magnitude).clamp(0.0, 9.0) as usize;
-            let text = format!("{number:.decimals$}");
-            grouped(if decimals > 0 { text.trim_end_matches('0').trim_end_matches('.') } else { &text })
-        }
-    }
-}
-
-/// `1234567.5` as `1,234,567.5`.
-fn grouped(text: &str) -> String {
-    let (sign, text) = text.strip_prefix('-').map_or(("", text), |rest| ("-", rest));
-    let (whole, fraction) = text.split_at(text.find('.').unwrap_or(text.len()));
-    let mut out = sign.to_owned();
-    for (at, digit) in whole.chars().enumerate() {
-        if at > 0 && (whole.len() - at) % 3 == 0 {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out + fraction
-}
-
-fn bytes(number: f64) -> String {
-    let units = ["B", "KiB", "MiB", "GiB", "TiB"];
-    let power = if number < 1.0 { 0 } else { (number.log2() / 10.0).floor().min(4.0) as usize };
-    let scaled = number / 1024f64.powi(power as i32);
-    if power == 0 { format!("{scaled:.0} B") } else { format!("{scaled:.1} {}", units[power]) }
-}
-
-fn span(seconds: f64) -> String {
-    match seconds {
-        ..1.0 => format!("{:.0} ms", seconds * 1000.0),
-        ..100.0 => format!("{seconds:.1} s"),
-        ..6000.0 => format!("{:.0} min {:02.0} s", (seconds / 60.0).floor(), (seconds % 60.0).floor()),
-        _ => format!("{:.0} h {:02.0} min", (seconds / 3600.0).floor(), (seconds / 60.0 % 60.0).floor()),
-    }
-}
-
-/// A fact that is no number, as text; a dash where there is none.
-fn plain(value: &Value) -> String {
-    match value.kind() {
-        ValueKind::Undefined | ValueKind::None => "–".to_owned(),
-        ValueKind::Bool => if value.is_true() { "yes" } else { "no" }.to_owned(),
-        ValueKind::Number => number(value).map_or_else(|| value.to_string(), |number| in_words(number, "", value.is_integer())),
-        ValueKind::Seq => value.try_iter().map(|items| items.map(|item| plain(&item)).collect::<Vec<_>>().join(", ")).unwrap_or_default(),
-        _ => match ends(value) {
-            Some((low, high)) => format!("[{}, {}]", in_words(low, "", false), in_words(high, "", false)),
-            None => value.to_string(),
-        },
-    }
-}
-
-fn words(text: &str) -> String {
-    text.replace('_', " ")
-}
-
-/// The estimate `key` of a row in words; without a format, with two digits of its interval's half-width, for more would mean nothing.
-fn value_of(row: &Value, key: &str, format: &str) -> String {
-    let (value, ends) = estimate(row, key);
-    value.map_or_else(|| "–".to_owned(), |value| in_words(value, &precise(format, ends), false))
-}
-
-/// Its interval in the same words; empty without one.
-fn interval_of(row: &Value, key: &str, format: &str) -> String {
-    let (_, ends) = estimate(row, key);
-    let format = precise(format, ends);
-    ends.map(|(low, high)| format!("[{}, {}]", in_words(low, &format, false), in_words(high, &format, false))).unwrap_or_default()
-}
-
-fn precise(format: &str, ends: Option<(f64, f64)>) -> String {
-    match ends.map(|(low, high)| (high - low).abs() / 2.0).filter(|half| format.is_empty() && *half > 0.0) {
-        Some(half) => format!(".{}", (1.0 - half.log10().floor()).clamp(0.0, 9.0)),
-        None => format.to_owned(),
-    }
-}
-
-/// Why a section is absent: the skipped stage's own line, when one names it.
-fn why(skipped: &Value, section: &str) -> String {
-    let lines: Vec<String> = skipped.try_iter().map(|lines| lines.map(|line| plain(&line)).collect()).unwrap_or_default();
-    let section = words(section);
-    let named = |line: &&String| words(&line.to_lowercase()).split(':').next().is_some_and(|head| head.contains(&section));
-    lines.iter().find(named).cloned().unwrap_or_else(|| "the run recorded no facts for it".to_owned())
-}
-
-/// What a section holds beside its `known` keys: single facts as `[name, text]` pairs, nested ones by their path; lists of maps
-/// as tables of `{name, columns, rows}`.
-fn others(section: &Value, known: Rest<String>) -> Value {
-    let (mut pairs, mut tables) = (Vec::new(), Vec::new());
-    for key in keys(section).into_iter().filter(|key| !known.contains(key)) {
-        collect(&key, &get(section, &key), &mut pairs, &mut tables);
-    }
-    context! { pairs => pairs, tables => tables }
-}
-
-fn collect(path: &str, value: &Value, pairs: &mut Vec<Vec<String>>, tables: &mut Vec<Value>) {
-    let rows = rows(value);
-    if value.kind() == ValueKind::Map && ends(value).is_none() {
-        for key in keys(value) {
-            collect(&format!("{path} {key}"), &get(value, &key), pairs, tables);
-        }
-    } else if rows.is_empty() {
-        if !value.is_none() && (value.kind() != ValueKind::Seq || value.len() > Some(0)) {
-            pairs.push(vec![words(path), show(value, "")]);
-        }
-    } else {
-        let mut columns: Vec<String> = Vec::new();
-        for key in rows.iter().flat_map(keys) {
-            if !columns.contains(&key) {
-                columns.push(key);
-            }
-        }
-        let cells: Vec<Vec<String>> = rows.iter().map(|row| columns.iter().map(|key| show(&get(row, key), "")).collect()).collect();
-        tables.push(context! { name => words(path), columns => columns.iter().map(|key| words(key)).collect::<Vec<_>>(), rows => cells });
-    }
-}
-
-fn keys(map: &Value) -> Vec<String> {
-    if map.kind() != ValueKind::Map {
-        return Vec::new();
-    }
-    map.try_iter().map(|keys| keys.map(|key| key.to_string()).collect()).unwrap_or_default()
+    };
+    let row = |row: &Value| {
+        let mut map: BTreeMap<String, Value> = keys(row).into_iter().map(|key| (key.clone(), get(row, &key))).collect();
+        map.insert(name.to_owned(), Value::from(made(row)));
+        Value::from(map)
+    };
+    Ok(rows(value).iter().map(row).collect())
 }
 
 fn drawing(svg: Option<String>) -> Value {
     svg.map(Value::from_safe_string).unwrap_or_default()
 }
 
-/// One drawing per row of the estimate `key` with its interval, all on one scale; `reference` is the value that says nothing.
-fn marks(value: &Value, key: &str, reference: Option<f64>) -> Value {
-    let rows = rows(value);
-    let estimates: Vec<_> = rows.iter().map(|row| estimate(row, key)).collect();
-    Value::from(svg::marks(&estimates, reference).into_iter().map(Value::from_safe_string).collect::<Vec<_>>())
-}
-
-/// The lines over `x` of every key that ends in `suffix`.
-fn curves(value: &Value, x: &str, suffix: &str) -> Value {
-    let rows = rows(value);
-    let names: Vec<String> = rows.first().map(keys).unwrap_or_default().into_iter().filter(|key| key.ends_with(suffix)).collect();
-    let lines: Vec<_> = names.iter().map(|key| (words(key), column(&rows, key))).collect();
-    drawing(svg::curves(&finite(&rows, x), &lines))
-}
-
-fn reliability(value: &Value) -> Value {
+fn reliability(value: &Value, id: &str, title: &str) -> Value {
     let bin = |row: &Value| {
         let rows = number(&get(row, "rows")).unwrap_or(1.0);
-        Some(svg::Bin {
+        Some(draw::Bin {
             promised: number(&get(row, "score"))?,
             found: number(&get(row, "rate"))?,
             rows,
-            ends: ends(&get(row, "rate_interval")),
+            ends: values::ends(&get(row, "rate_interval")),
         })
     };
-    drawing(svg::reliability(&rows(value).iter().filter_map(bin).collect::<Vec<_>>()))
+    drawing(draw::reliability(id, title, &rows(value).iter().filter_map(bin).collect::<Vec<_>>()))
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// One line for each `[name, key]` over the rows' `x`, as `lines` draws them.
+fn series(value: &Value, x: &str, named: Vec<Vec<String>>) -> Value {
+    let rows = rows(value);
+    let place = |row: &Value| number(&get(row, x)).or_else(|| draw::number_of_day(get(row, x).as_str()?));
+    let line = |name: &str, key: &str| {
+        let point = |row: &Value| {
+            let (y, ends) = estimate(row, key);
+            let (low, high) = ends.unzip();
+            Some(context! { x => place(row)?, y => y?, low => low, high => high })
+        };
+        context! { name => name, points => rows.iter().filter_map(point).collect::<Vec<_>>() }
+    };
+    named.iter().filter_map(|pair| Some(line(pair.first()?, pair.get(1)?))).collect()
+}
 
-    #[test]
-    fn numbers_are_written_as_people_read_them() {
-        let shown = |value: f64, format: &str| show(&Value::from(value), format);
-        assert_eq!(show(&Value::from(1_234_567u64), ""), "1,234,567");
-        assert_eq!(shown(-1_234.5, ".2"), "-1,234.50");
-        assert_eq!(shown(0.012_346, ""), "0.01235");
-        assert_eq!(shown(12.0, ""), "12");
-        assert_eq!(shown(12_345.6, ""), "12,346");
-        assert_eq!(shown(0.012_346, "%2"), "1.23 %");
-        assert_eq!(shown(0.01, "+3"), "+0.010");
-        assert_eq!(shown(3_500_000.0, "b"), "3.3 MiB");
-        assert_eq!((shown(0.25, "t"), shown(61.25, "t"), shown(150.0, "t")), ("250 ms".into(), "61.2 s".into(), "2 min 30 s".into()));
-        assert_eq!((shown(f64::NAN, "n"), show(&Value::UNDEFINED, "n")), ("NaN".into(), "–".into()));
-    }
+/// One line for each row, from its list of `[x, y]` under `key`.
+fn curves(value: &Value, key: &str) -> Value {
+    let line = |row: &Value| {
+        let pairs = get(row, key).try_iter().map(Iterator::collect::<Vec<_>>).unwrap_or_default();
+        let point = |pair: &Value| {
+            let (x, y) = values::ends(pair)?;
+            Some(context! { x => x, y => y })
+        };
+        context! { name => words::plain(&get(row, "name")), points => pairs.iter().filter_map(point).collect::<Vec<_>>() }
+    };
+    rows(value).iter().map(line).collect()
+}
 
-    #[test]
-    fn what_the_template_does_not_know_is_still_found() {
-        let section = Value::from_serialize(serde_json::json!({
-            "known": 1, "users_labelled": 812, "solver": {"gap": 0.0125}, "binding": ["c1", "c2"], "prices": [{"campaign_id": "c1", "price": 0.5}]
-        }));
-        let found = serde_json::to_value(others(&section, Rest(vec!["known".into()]))).expect("JSON");
-        assert_eq!(found["pairs"], serde_json::json!([["binding", "c1, c2"], ["solver gap", "0.0125"], ["users labelled", "812"]]));
-        assert_eq!(found["tables"][0]["columns"], serde_json::json!(["campaign id", "price"]));
-    }
+/// Draws series: `id`, `title`, `x` and `y` say what it is; `format` how y is written; `days` that x is a date; `level` or `diagonal`
+/// the reference; `zero` that y begins there.
+fn lines(value: &Value, options: Kwargs) -> std::result::Result<Value, minijinja::Error> {
+    let flag = |name: &str| options.get::<Option<bool>>(name).map(|flag| flag.unwrap_or(false));
+    let level = number(&options.get::<Option<Value>>("level")?.unwrap_or_default()).map(Reference::Level);
+    let axes = Axes {
+        id: options.get("id")?,
+        title: options.get("title")?,
+        x: options.get("x")?,
+        y: options.get("y")?,
+        format: options.get::<Option<&str>>("format")?.unwrap_or(""),
+        ticks: if flag("days")? { Ticks::Days } else { Ticks::Numbers },
+        reference: if flag("diagonal")? { Some(Reference::Diagonal) } else { level },
+        from_zero: flag("zero")?,
+    };
+    options.assert_all_used()?;
+    let point = |point: &Value| {
+        let ends = number(&get(point, "low")).zip(number(&get(point, "high")));
+        Some(Point { x: number(&get(point, "x"))?, y: number(&get(point, "y"))?, ends })
+    };
+    let line = |line: &Value| Series {
+        name: words::words(&words::plain(&get(line, "name"))),
+        points: rows(&get(line, "points")).iter().filter_map(point).collect(),
+    };
+    Ok(drawing(draw::lines(&axes, &rows(value).iter().map(line).collect::<Vec<_>>())))
+}
 
-    #[test]
-    fn an_estimate_has_the_digits_that_its_interval_gives_it() {
-        let row = Value::from_serialize(serde_json::json!({
-            "cpa": {"value": 9.3371, "interval": {"low": 5.677, "high": 13.0}}, "roi": {"value": 2.5, "interval": null},
-            "auc": 0.73, "auc_ci": [0.71, 0.75]
-        }));
-        assert_eq!((value_of(&row, "cpa", ""), interval_of(&row, "cpa", "")), ("9.3".into(), "[5.7, 13.0]".into()));
-        assert_eq!((value_of(&row, "auc", ".3"), interval_of(&row, "auc", ".3")), ("0.730".into(), "[0.710, 0.750]".into()));
-        assert_eq!((value_of(&row, "roi", ""), interval_of(&row, "roi", "")), ("2.5".into(), String::new()));
-        assert_eq!((value_of(&row, "none", ""), interval_of(&row, "none", "")), ("–".into(), String::new()));
+/// The graph of `[{table, kind, rows, reads}]`; a kind is a column, in the order in which kinds come.
+fn lineage(value: &Value, id: &str, title: &str) -> Value {
+    let tables = rows(value);
+    let name = |row: &Value| words::plain(&get(row, "table"));
+    let mut kinds: Vec<String> = Vec::new();
+    for kind in tables.iter().map(|row| words::plain(&get(row, "kind"))) {
+        if !kinds.contains(&kind) {
+            kinds.push(kind);
+        }
     }
-
-    #[test]
-    fn an_absent_section_tells_its_own_reason() {
-        let skipped = Value::from_serialize(serde_json::json!(["off-policy: no propensities", "evaluate: no earlier table"]));
-        assert_eq!(why(&skipped, "evaluate"), "evaluate: no earlier table");
-        assert_eq!(why(&Value::UNDEFINED, "gate"), "the run recorded no facts for it");
+    let node = |row: &Value| {
+        let kind = words::plain(&get(row, "kind"));
+        let note = number(&get(row, "rows")).map(|rows| format!("{} rows", words::in_words(rows, "n", true)));
+        draw::Node { name: name(row), column: kinds.iter().position(|other| *other == kind).unwrap_or(0), note: note.unwrap_or_default() }
+    };
+    let place: BTreeMap<String, usize> = tables.iter().enumerate().map(|(at, row)| (name(row), at)).collect();
+    let mut edges = Vec::new();
+    for (to, row) in tables.iter().enumerate() {
+        let reads = get(row, "reads");
+        if reads.kind() == ValueKind::Seq {
+            edges.extend(reads.try_iter().into_iter().flatten().filter_map(|read| Some((*place.get(read.as_str()?)?, to))));
+        }
     }
+    let heads: Vec<&str> = kinds.iter().map(String::as_str).collect();
+    drawing(draw::graph(id, title, &heads, &tables.iter().map(node).collect::<Vec<_>>(), &edges))
 }

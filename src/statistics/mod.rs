@@ -7,6 +7,7 @@
 pub mod ab;
 pub mod bootstrap;
 pub mod calibration;
+pub mod curves;
 mod distribution;
 pub mod metrics;
 pub mod ope;

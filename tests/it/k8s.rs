@@ -284,6 +284,19 @@ fn environment_variables_of_the_manifests_are_flags_of_the_command_line() {
     }
 }
 
+/// The kubelet mounts the termination log as a file that any user may write, read-only root or not.
+#[test]
+fn the_end_of_a_night_is_written_where_kubernetes_looks() {
+    for (name, job) in cron_jobs() {
+        let container = at(&job, &format!("{POD}/containers/0"));
+        assert_eq!(text(container, "terminationMessagePolicy"), "FallbackToLogsOnError", "{name}");
+        let overlay = name.split(':').next().expect("an overlay");
+        let documents = render(&Path::new("k8s/overlays").join(overlay));
+        let config = documents.iter().find(|document| text(document, "kind") == "ConfigMap").expect("the common variables");
+        assert_eq!(text(config, "data/NIGHTMARKET_TERMINATION_LOG"), text(container, "terminationMessagePath"), "{name}");
+    }
+}
+
 #[test]
 fn the_gpu_component_changes_the_training_pod_only() {
     let production = cron_jobs().into_iter().filter(|(name, _)| name.starts_with("production"));

@@ -1,6 +1,7 @@
 //! One binary of integration tests, so that the dependencies are linked once.
 
 mod bad_input;
+mod browser;
 mod generate;
 mod k8s;
 mod layers;
@@ -12,5 +13,6 @@ mod shop;
 mod sql_room;
 mod statistics;
 mod targeting;
+mod telemetry;
 mod tiny_shop;
 mod train;
