@@ -28,7 +28,7 @@ pub struct Table {
 pub fn lineage(run: &Run, staged: &Staged, facts: &Facts) -> Lineage {
     let mut tables = Vec::new();
     let ingest = facts.ingest.as_ref();
-    for (name, _) in &run.catalog.sources {
+    for name in run.catalog.sources.keys() {
         if let Some(raw) = ingest.and_then(|facts| facts.raw.iter().find(|raw| raw.name == *name)) {
             tables.push(table(&format!("raw.{name}"), "raw", Some(raw.rows), []));
         }
