@@ -14,5 +14,4 @@ mod sql_room;
 mod statistics;
 mod targeting;
 mod telemetry;
-mod tiny_shop;
 mod train;
