@@ -1,8 +1,10 @@
 //! The reports in the output store: tonight's page and facts, the pages over many nights.
 //!
-//!     reports/dt=D/report.html   the night for people        reports/index.html   all nights
-//!     reports/dt=D/report.json   the same facts              reports/trend.html   how the numbers went
-//!     reports/dt=D/digest.json   what is followed over nights
+//! ```text
+//! reports/dt=D/report.html   the night for people        reports/index.html   all nights
+//! reports/dt=D/report.json   the same facts              reports/trend.html   how the numbers went
+//! reports/dt=D/digest.json   what is followed over nights
+//! ```
 //!
 //! A night reads the digests of the fourteen nights before it, so its history is the same on a rerun. Durations are in `timings`
 //! and `took`, and in the digest's `seconds` and `took`; everything else depends on the night's inputs alone.
