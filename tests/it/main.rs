@@ -14,4 +14,5 @@ mod sql_room;
 mod statistics;
 mod targeting;
 mod telemetry;
+mod tiny_shop;
 mod train;
