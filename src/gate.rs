@@ -1,12 +1,15 @@
 //! Challenger against baseline and champion -> which model serves tonight.
 //!
 //! The contest is over one mature day that no contestant learned from. Log-loss decides, because allocation spends money by
-//! probabilities; AUC may only object. Intervals are a bootstrap by user, paired over the contestants. Where the day holds too few
-//! positives nobody passes and nobody fails: whoever serves goes on serving.
+//! probabilities; AUC and calibration may only object. Intervals are a bootstrap by user, paired over the contestants. Where the day
+//! holds too few positives nobody passes and nobody fails: whoever serves goes on serving.
+
+pub mod calibration;
 
 use crate::error::{Error, Result};
 use crate::statistics::bootstrap::{self, Clusters, Plan, Replicates, differences, percentile};
 use crate::statistics::{Interval, metrics};
+use calibration::GroupCalibration;
 use serde::{Deserialize, Serialize};
 
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
@@ -20,11 +23,27 @@ pub struct GateSettings {
     pub alpha: f64,
     /// How much worse than the champion still counts as no worse, as a share of the champion's log-loss and AUC.
     pub tolerance: f64,
+    /// Predicted over observed positives of the challenger: it fails when the interval lies wholly outside.
+    pub calibration: [f64; 2],
+    /// The same within a group of rows that has `group_positives` positives …
+    pub group_calibration: [f64; 2],
+    pub group_positives: u64,
+    /// … and so large a share of those groups may lie outside.
+    pub groups_outside: f64,
 }
 
 impl Default for GateSettings {
     fn default() -> Self {
-        Self { min_positives: 400, replicates: 1000, alpha: 0.05, tolerance: 0.0 }
+        Self {
+            min_positives: 400,
+            replicates: 1000,
+            alpha: 0.05,
+            tolerance: 0.0,
+            calibration: [0.97, 1.03],
+            group_calibration: [0.8, 1.25],
+            group_positives: 400,
+            groups_outside: 0.05,
+        }
     }
 }
 
@@ -37,6 +56,17 @@ pub struct Contest<'a> {
     pub challenger: &'a [f64],
     pub baseline: &'a [f64],
     pub champion: Option<&'a [f64]>,
+    /// Within which groups of rows the challenger must be calibrated, too.
+    pub groups: &'a [Groups<'a>],
+}
+
+/// One way to group the rows.
+#[derive(Clone, Debug)]
+pub struct Groups<'a> {
+    /// The column's name.
+    pub by: &'a str,
+    /// None: the row belongs to no group.
+    pub of_row: Vec<Option<&'a str>>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
@@ -52,6 +82,19 @@ pub struct Verdict {
     pub scores: Vec<Score>,
     /// Challenger minus baseline, challenger minus champion.
     pub differences: Vec<Difference>,
+    /// Of the challenger.
+    pub calibration: Vec<GroupCalibration>,
+    /// Challenger against champion; reported, never judged: a champion of the first, poor night would else defend its title for ever.
+    pub prediction_change: Option<PredictionChange>,
+}
+
+/// How differently two models score the same rows.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+pub struct PredictionChange {
+    /// Sum of the challenger's probabilities over sum of the champion's; none where the latter is 0.
+    pub total: Option<f64>,
+    /// Mean absolute difference over the champion's mean; none where the latter is 0.
+    pub mean_absolute: Option<f64>,
 }
 
 #[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq)]
@@ -80,6 +123,7 @@ pub struct Score {
     pub logloss_ci: Option<Interval>,
     pub normalised_entropy: Option<f64>,
     pub calibration_ratio: Option<f64>,
+    pub calibration_ratio_ci: Option<Interval>,
     pub ece: Option<f64>,
     pub gauc: Option<f64>,
     /// Share of rows whose user has both classes: what GAUC speaks of.
@@ -140,11 +184,19 @@ pub fn decide(settings: &GateSettings, contest: &Contest<'_>, seed: u64) -> Resu
         _ => Vec::new(),
     };
     let scores: Vec<Score> = scored.into_iter().map(|scored| scored.summary).collect();
+    let by_group: Vec<GroupCalibration> = match challenger_fit {
+        true => contest.groups.iter().map(|groups| calibration::within(settings, contest, groups, contest.challenger)).collect(),
+        false => Vec::new(),
+    };
 
     let (kind, mut reason) = if !challenger_fit {
         (Kind::Fail, "the challenger scores a row with something that is no probability".to_owned())
     } else if let Some(reason) = too_little(settings, rows, positives) {
         (Kind::TooLittleData, reason)
+    } else if let Some(reason) =
+        calibration::objection(settings, calibration::ratio(contest.labels, contest.challenger, contest.users, settings.alpha), &by_group)
+    {
+        (Kind::Fail, reason)
     } else {
         judge(settings, &scores, &differences)
     };
@@ -152,7 +204,27 @@ pub fn decide(settings: &GateSettings, contest: &Contest<'_>, seed: u64) -> Resu
         reason.push_str("; the champion is out, since it scores a row with something that is no probability");
     }
     let serving = if kind == Kind::Pass { Contestant::Challenger } else { incumbent };
-    Ok(Verdict { kind, serving, reason, rows, positives, users: clusters.count() as u64, scores, differences })
+    Ok(Verdict {
+        kind,
+        serving,
+        reason,
+        rows,
+        positives,
+        users: clusters.count() as u64,
+        scores,
+        differences,
+        calibration: by_group,
+        prediction_change: champion.filter(|_| challenger_fit).map(|champion| prediction_change(contest.challenger, champion)),
+    })
+}
+
+fn prediction_change(challenger: &[f64], champion: &[f64]) -> PredictionChange {
+    let total: f64 = champion.iter().sum();
+    let over = |sum: f64| (total > 0.0).then(|| sum / total);
+    PredictionChange {
+        total: over(challenger.iter().sum()),
+        mean_absolute: over(challenger.iter().zip(champion).map(|(a, b)| (a - b).abs()).sum()),
+    }
 }
 
 fn are_probabilities(scores: &[f64]) -> bool {
@@ -176,6 +248,7 @@ fn score(name: Contestant, contest: &Contest<'_>, scores: &[f64], replicates: &R
         logloss_ci: percentile(&replicates.logloss, alpha),
         normalised_entropy: metrics::normalised_entropy(labels, scores),
         calibration_ratio: metrics::calibration_ratio(labels, scores),
+        calibration_ratio_ci: calibration::ratio(labels, scores, contest.users, alpha).and_then(|ratio| ratio.interval),
         ece: metrics::ece(labels, scores),
         gauc: gauc.value,
         gauc_rows_share: gauc.rows_share,

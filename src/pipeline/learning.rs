@@ -10,8 +10,8 @@ use crate::platform::storage::Store;
 use crate::publish::Commit;
 use crate::spec::Spec;
 use crate::statistics::metrics::{self, Bin};
-use crate::types::column;
-use arrow::array::{BooleanArray, StringArray};
+use crate::types::{column, optional_column};
+use arrow::array::{BooleanArray, RecordBatch, StringArray};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -174,8 +174,15 @@ pub async fn judge(
                     None
                 }
             });
-            let contest =
-                Contest { labels: &labels, users: &users, challenger: &challenger, baseline: &baseline, champion: champion.as_deref() };
+            let groups = groups(&test)?;
+            let contest = Contest {
+                labels: &labels,
+                users: &users,
+                challenger: &challenger,
+                baseline: &baseline,
+                champion: champion.as_deref(),
+                groups: &groups,
+            };
             let verdict = gate::decide(&spec.gate, &contest, run.job.seed)?;
             let serving = match verdict.serving {
                 gate::Contestant::Challenger => &challenger,
@@ -186,6 +193,17 @@ pub async fn judge(
         })
         .await?;
     Ok(done.facts)
+}
+
+/// The columns within whose values a model that spends money must be calibrated: those of them that the examples have.
+fn groups(test: &RecordBatch) -> Result<Vec<gate::Groups<'_>>> {
+    let mut groups = Vec::new();
+    for by in ["segment_id", "ad_id", "campaign_id", "category_id"] {
+        if let Some(values) = optional_column::<StringArray>(test, by)? {
+            groups.push(gate::Groups { by, of_row: values.iter().collect() });
+        }
+    }
+    Ok(groups)
 }
 
 /// What scores tonight.

@@ -5,7 +5,7 @@ use arrow::array::{ArrayRef, AsArray, BooleanArray, Decimal128Array, Float64Arra
 use arrow::datatypes::{Float64Type, Int64Type};
 use nightmarket::admit::{CheckName, Proposal, admit, propensity_sums};
 use nightmarket::evaluate::{EvaluateSettings, EvaluationFacts, Lift, champion_targets, evaluate, off_policy_value};
-use nightmarket::gate::{Contest, Contestant, GateSettings, Kind, decide};
+use nightmarket::gate::{Contest, Contestant, GateSettings, Groups, Kind, decide};
 use nightmarket::statistics::bootstrap::{self, Clusters, Plan};
 use nightmarket::statistics::calibration::{Calibrator, undo_sampling};
 use nightmarket::statistics::ope::{self, Estimator, Model, Rounds, Verdict};
@@ -535,7 +535,7 @@ fn the_gate_lets_the_better_pass_keeps_the_champion_and_knows_when_it_cannot_tel
     let (labels, users, truth) = day(10_000);
     let (weak, flat) = (towards_mean(&truth, 0.5), towards_mean(&truth, 0.1));
     let settings = GateSettings { replicates: 300, ..GateSettings::default() };
-    let contest = |challenger, champion| Contest { labels: &labels, users: &users, challenger, baseline: &flat, champion };
+    let contest = |challenger, champion| Contest { labels: &labels, users: &users, challenger, baseline: &flat, champion, groups: &[] };
     let judge = |challenger, champion| decide(&settings, &contest(challenger, champion), 1).unwrap();
 
     let passed = judge(&truth, Some(&weak));
@@ -578,9 +578,42 @@ fn the_gate_lets_the_better_pass_keeps_the_champion_and_knows_when_it_cannot_tel
     assert_eq!(none.kind, Kind::TooLittleData);
     assert!(!serde_json::to_string(&none).unwrap().contains("NaN"));
     assert_eq!(
-        decide(&settings, &Contest { labels: &[], users: &[], challenger: &[], baseline: &[], champion: None }, 1).unwrap().kind,
+        decide(&settings, &Contest { labels: &[], users: &[], challenger: &[], baseline: &[], champion: None, groups: &[] }, 1)
+            .unwrap()
+            .kind,
         Kind::TooLittleData
     );
+}
+
+#[test]
+fn the_gate_refuses_a_challenger_that_promises_too_much() {
+    let (labels, users, truth) = day(40_000);
+    let flat = towards_mean(&truth, 0.1);
+    let settings = GateSettings { replicates: 100, ..GateSettings::default() };
+    let groups: Vec<String> = (0..labels.len()).map(|row| format!("ad_{}", row % 10)).collect();
+    let groups = [Groups { by: "ad_id", of_row: groups.iter().map(|group| Some(group.as_str())).collect() }];
+    let judge = |challenger: &[f64], champion| {
+        let contest = Contest { labels: &labels, users: &users, challenger, baseline: &flat, champion, groups: &groups };
+        decide(&settings, &contest, 1).unwrap()
+    };
+
+    let honest = judge(&truth, None);
+    assert_eq!((honest.kind, honest.calibration[0].judged, honest.calibration[0].outside), (Kind::Pass, 10, 0), "{}", honest.reason);
+    let ratio = honest.scores[0].calibration_ratio_ci.expect("an interval");
+    assert!(ratio.low < 1.0 && 1.0 < ratio.high && ratio.high - ratio.low < 0.1, "{ratio:?}");
+
+    let promising: Vec<f64> = truth.iter().map(|p| (p * 1.1).min(1.0)).collect();
+    let refused = judge(&promising, Some(&truth));
+    assert_eq!((refused.kind, refused.serving), (Kind::Fail, Contestant::Champion));
+    assert!(refused.reason.contains("not calibrated: it predicts 1."), "{}", refused.reason);
+    let change = refused.prediction_change.expect("there is a champion");
+    assert!((1.05..1.1001).contains(&change.total.unwrap()) && change.mean_absolute.unwrap() > 0.05, "{change:?}");
+
+    // Right on the whole, half as much too high for one ad as it is too low for the others.
+    let uneven: Vec<f64> = truth.iter().enumerate().map(|(row, p)| if row % 10 == 3 { (p * 1.5).min(1.0) } else { p * 0.95 }).collect();
+    let refused = judge(&uneven, None);
+    assert_eq!((refused.kind, refused.calibration[0].outside), (Kind::Fail, 1), "{}", refused.reason);
+    assert!(refused.reason.contains("by ad_id: 1 of 10 groups lie outside [0.8, 1.25], ad_3"), "{}", refused.reason);
 }
 
 #[test]
@@ -592,8 +625,8 @@ fn a_challenger_no_better_than_the_baseline_seldom_passes() {
         let mut generator = ChaCha8Rng::seed_from_u64(seed);
         let (mut labels, mut users, mut challenger, mut baseline) = (vec![], vec![], vec![], vec![]);
         for user in 0..300 {
-            // Both are wrong by the same amount, each about other users.
-            let [up, down] = [0, 1].map(|_| f64::exp(normal.sample(&mut generator)));
+            // Both are wrong by the same amount, each about other users, and right on the whole.
+            let [up, down] = [0, 1].map(|_| f64::exp(normal.sample(&mut generator) - 0.125));
             for _ in 0..10 {
                 let truth = generator.random_range(0.02..0.2f64);
                 labels.push(generator.random_bool(truth));
@@ -602,7 +635,7 @@ fn a_challenger_no_better_than_the_baseline_seldom_passes() {
                 baseline.push((truth * down).min(0.99));
             }
         }
-        let contest = Contest { labels: &labels, users: &users, challenger: &challenger, baseline: &baseline, champion: None };
+        let contest = Contest { labels: &labels, users: &users, challenger: &challenger, baseline: &baseline, champion: None, groups: &[] };
         decide(&settings, &contest, seed).unwrap().kind == Kind::Pass
     });
     let rate = passed.count() as f64 / CONTESTS as f64;
