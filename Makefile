@@ -48,7 +48,7 @@ check: build ## Plan every spec and query, run the queries' tests, check the for
 	@for shop in $(SHOPS); do $(NIGHTMARKET) sql test --shop "sql/$$shop" || exit; done
 
 sql: build | $(if $(T),.night/shop/generated) ## Preview a table: make sql T=user__activity [JOB=jobs/shop.toml] [DATE=2026-11-22]; without T, list them
-	@$(NIGHTMARKET) sql $(if $(T),preview $(T) $(JOB) --date $(DATE),list)
+	@$(NIGHTMARKET) sql $(if $(T),preview $(T) --job $(JOB) --as-of $(DATE),list)
 
 bench: setup ## Time the stages
 	@$(CARGO) bench --locked --bench night

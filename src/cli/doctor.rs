@@ -2,7 +2,6 @@
 
 use super::{Output, Place, print};
 use crate::error::{Error, Result};
-use crate::platform::catalog::Catalog;
 use crate::platform::pseudonym::Key;
 use crate::platform::storage::Store;
 use crate::spec::Spec;
@@ -43,11 +42,8 @@ async fn checks(job: &Path, place: &Place) -> Result<Vec<Checked>> {
         let store = Store::open(place)?;
         Ok(format!("{}: {} objects", store.locate(""), store.list("").await?.len()))
     };
-    let catalog = Catalog::load(Path::new(&spec.sql));
-    let planned = match &catalog {
-        Ok(catalog) => workbench::check(catalog, chrono::DateTime::UNIX_EPOCH).await.map(|tables| format!("{} tables plan", tables.len())),
-        Err(error) => Err(Error::usage(error)),
-    };
+    let checked = workbench::check(Path::new(&spec.sql)).await.and_then(workbench::Checked::sound);
+    let planned = checked.map(|checked| format!("{} tables plan", checked.tables.len()));
     Ok(vec![
         check("spec", Ok(format!("{}: job {}", job.display(), spec.name))),
         check("sql", planned),

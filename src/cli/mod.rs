@@ -1,9 +1,11 @@
 //! The command line: results on stdout, logs on stderr, every flag also a NIGHTMARKET_* variable. Each group of commands has a file.
 
+mod check;
 mod doctor;
 mod generate;
 mod night;
 mod report;
+mod shell;
 mod sql;
 mod train;
 
@@ -185,7 +187,7 @@ async fn dispatch(cli: Cli) -> Result<()> {
         Command::Doctor { job, place } => doctor::run(&job, &place, output).await,
         Command::Generate(plan) => generate::run(plan, output).await,
         Command::Train(command) => train::run(command, output).await,
-        Command::Check { jobs } => sql::check(&jobs, output).await,
+        Command::Check { jobs } => check::run(&jobs, output).await,
         Command::Sql(command) => sql::run(command, output).await,
     }
 }
@@ -201,6 +203,12 @@ fn output_store(spec: &Spec, place: &Place) -> Result<Store> {
 
 /// A run of a job on a date, with its settings and its key.
 fn open(at: &JobDate) -> Result<(Run, Spec, Key)> {
+    let catalog = Catalog::load(Path::new(&Spec::read(&at.job)?.sql))?;
+    open_with(at, catalog)
+}
+
+/// As [`open`], with the SQL that is given.
+fn open_with(at: &JobDate, catalog: Catalog) -> Result<(Run, Spec, Key)> {
     let mut spec = Spec::read(&at.job)?;
     let job = spec.job()?;
     let date = resolve_date(&at.date, &job)?;
@@ -209,7 +217,6 @@ fn open(at: &JobDate) -> Result<(Run, Spec, Key)> {
     }
     let raw = Store::open(at.place.raw.as_deref().unwrap_or(&spec.store.raw))?;
     let out = Store::open(at.place.out.as_deref().unwrap_or(&spec.store.output))?;
-    let catalog = Catalog::load(Path::new(&spec.sql))?;
     let key = Key::read(&spec.privacy)?;
     Ok((Run::new(job, date, raw, out, catalog, spec.engine.clone()), spec, key))
 }

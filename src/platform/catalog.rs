@@ -3,14 +3,10 @@
 //! A file's header comment says its grain and owner; its dependencies are the tables its FROM names, so the order of execution
 //! needs no configuration. `sources.toml` holds the contract of each raw table.
 
-use crate::error::{Context, Error, Result};
-use crate::platform::storage::sha256;
+use crate::error::{Error, Result};
+use crate::platform::diagnostic::Severity;
+use crate::platform::survey::{Survey, survey};
 use arrow::datatypes::{DataType, TimeUnit};
-use datafusion::sql::parser::{DFParser, Statement};
-use datafusion::sql::resolve::resolve_table_references;
-use datafusion::sql::sqlparser::ast::Statement as SqlStatement;
-use petgraph::algo::toposort;
-use petgraph::graphmap::DiGraphMap;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -128,6 +124,8 @@ pub struct Query {
     pub description: String,
     pub grain: Vec<String>,
     pub owner: Option<String>,
+    /// Words to select tables by.
+    pub tags: BTreeSet<String>,
     /// A staging query that runs once a day of this raw table.
     pub daily: Option<String>,
     /// What its FROM names: `raw.events`, `events`.
@@ -139,6 +137,11 @@ impl Query {
     /// The entity of a feature table: `user_category` of `user_category__affinity`.
     pub fn entity(&self) -> &str {
         self.name.split_once("__").map_or(self.name.as_str(), |(entity, _)| entity)
+    }
+
+    /// The folder it stands in: `features`.
+    pub fn room(&self) -> &str {
+        self.path.parent().and_then(Path::file_name).and_then(|name| name.to_str()).unwrap_or_default()
     }
 
     /// The raw tables it reads.
@@ -153,25 +156,17 @@ impl Catalog {
     /// # Errors
     /// `Usage`, naming file and line, for a file that is not one SELECT, lies about its header or stands in a cycle.
     pub fn load(folder: &Path) -> Result<Self> {
-        let sources_path = folder.join("sources.toml");
-        let text = std::fs::read_to_string(&sources_path)
-            .map_err(|error| Error::usage(format_args!("reading {}: {error}", sources_path.display())))?;
-        let sources: BTreeMap<String, Source> = crate::platform::job::parse_toml(&text, &sources_path.display().to_string())?;
-        for (name, source) in &sources {
-            let ways = [source.partition.is_some(), source.day_column.is_some(), source.whole];
-            if ways.into_iter().filter(|way| *way).count() != 1 {
-                return Err(Error::usage(format_args!(
-                    "{}: [{name}] needs exactly one of partition, day_column, whole",
-                    sources_path.display()
-                )));
-            }
+        let Survey { catalog, diagnostics, .. } = survey(folder)?;
+        let mut errors = diagnostics.into_iter().filter(|found| found.severity == Severity::Error);
+        match errors.next() {
+            None => Ok(catalog),
+            Some(first) => Err(match errors.count() {
+                0 => first.into(),
+                more => {
+                    Error::from(first).context(format_args!("{} files or lines of {} are wrong, the first", more + 1, folder.display()))
+                }
+            }),
         }
-        let staging = in_order(load_folder(&folder.join("staging"))?)?;
-        let features = in_order(load_folder(&folder.join("features"))?)?;
-        let checks = load_folder(&folder.join("checks"))?;
-        let catalog = Self { sources, staging, features, checks };
-        catalog.check_names()?;
-        Ok(catalog)
     }
 
     /// Every query, in the order of the night.
@@ -193,40 +188,6 @@ impl Catalog {
         }
         found
     }
-
-    fn check_names(&self) -> Result<()> {
-        let staged: BTreeSet<&str> = self.staging.iter().map(|query| query.name.as_str()).collect();
-        let features: BTreeSet<&str> = self.features.iter().map(|query| query.name.as_str()).collect();
-        let staging = self.staging.iter().map(|query| (query, "staging"));
-        let features_and_checks =
-            self.features.iter().map(|query| (query, "features")).chain(self.checks.iter().map(|query| (query, "checks")));
-        for (query, rooms) in staging.chain(features_and_checks) {
-            let (name, path) = (&query.name, query.path.display());
-            if rooms == "features" && staged.contains(name.as_str()) {
-                return Err(Error::usage(format_args!("{path}: the name {name} is taken by staging/{name}.sql")));
-            }
-            for read in &query.reads {
-                let known: Vec<&str> = match read.strip_prefix("raw.") {
-                    Some(_) if rooms != "staging" => {
-                        return Err(Error::usage(format_args!("{path} reads {read}: only staging may read raw tables")));
-                    }
-                    Some(source) if self.sources.contains_key(source) => continue,
-                    Some(_) => self.sources.keys().map(String::as_str).collect(),
-                    None if staged.contains(read.as_str()) || (rooms == "features" && features.contains(read.as_str())) => continue,
-                    None => staged.iter().chain(&features).copied().collect(),
-                };
-                let bare = read.strip_prefix("raw.").unwrap_or(read);
-                let hint = nearest(bare, known.into_iter()).map(|name| format!("; did you mean {name}?")).unwrap_or_default();
-                return Err(Error::usage(format_args!("{path} reads {read}, which is no table of this shop{hint}")));
-            }
-            if let Some(daily) = &query.daily
-                && !query.reads.contains(&format!("raw.{daily}"))
-            {
-                return Err(Error::usage(format_args!("{path}: header says daily: {daily}, but the query does not read raw.{daily}")));
-            }
-        }
-        Ok(())
-    }
 }
 
 /// The candidate nearest to `name`, when it is near enough to be a slip of the finger.
@@ -238,107 +199,9 @@ pub fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Opt
         .map(|(_, candidate)| candidate)
 }
 
-fn load_folder(folder: &Path) -> Result<Vec<Query>> {
-    if !folder.is_dir() {
-        return Ok(Vec::new());
-    }
-    let mut paths = std::fs::read_dir(folder)
-        .with_context(|| format!("listing {}", folder.display()))?
-        .map(|entry| entry.map(|entry| entry.path()))
-        .collect::<std::io::Result<Vec<_>>>()?;
-    paths.retain(|path| path.extension().is_some_and(|extension| extension == "sql"));
-    paths.sort();
-    paths.iter().map(|path| load_file(path)).collect()
-}
-
-/// Reads one SQL file: header and query.
-pub fn load_file(path: &Path) -> Result<Query> {
-    let sql = std::fs::read_to_string(path).map_err(|error| Error::usage(format_args!("reading {}: {error}", path.display())))?;
-    let name = path.file_stem().and_then(|stem| stem.to_str()).ok_or_else(|| Error::usage(format_args!("{}: no name", path.display())))?;
-    let reads = reads(&sql).with_context(|| format!("in {}", path.display()))?;
-    let mut query = Query {
-        name: name.to_owned(),
-        path: path.to_owned(),
-        sha256: sha256(sql.as_bytes()),
-        description: String::new(),
-        grain: Vec::new(),
-        owner: None,
-        daily: None,
-        reads,
-        sql,
-    };
-    let header: Vec<String> = query.sql.lines().map_while(|line| line.strip_prefix("--")).map(|line| line.trim().to_owned()).collect();
-    for line in header {
-        match line.split_once(':') {
-            Some(("grain", value)) => query.grain = value.split(',').map(|column| column.trim().to_owned()).collect(),
-            Some(("owner", value)) => query.owner = Some(value.trim().to_owned()),
-            Some(("daily", value)) => query.daily = Some(value.trim().to_owned()),
-            _ => {
-                if !query.description.is_empty() {
-                    query.description.push(' ');
-                }
-                query.description.push_str(&line);
-            }
-        }
-    }
-    if query.grain.is_empty() {
-        return Err(Error::usage(format_args!("{}: the header lacks a line `-- grain: <key columns>`", path.display())));
-    }
-    Ok(query)
-}
-
-/// The tables a query reads; refuses everything that is not exactly one SELECT.
-fn reads(sql: &str) -> Result<BTreeSet<String>> {
-    let mut statements = DFParser::parse_sql(sql).map_err(|error| Error::usage(format_args!("SQL: {error}")))?;
-    let only_select = || Error::usage("a file holds exactly one SELECT: no DDL, no COPY, no SET, no second statement");
-    let statement = statements.pop_front().filter(|_| statements.is_empty()).ok_or_else(only_select)?;
-    match &statement {
-        Statement::Statement(inner) if matches!(**inner, SqlStatement::Query(_)) => {}
-        _ => return Err(only_select()),
-    }
-    let (tables, _ctes) = resolve_table_references(&statement, true)?;
-    Ok(tables
-        .iter()
-        .map(|table| match table.schema() {
-            Some(schema) => format!("{schema}.{}", table.table()),
-            None => table.table().to_owned(),
-        })
-        .collect())
-}
-
-/// Sorts queries so that each comes after those it reads; among equals by name.
-fn in_order(queries: Vec<Query>) -> Result<Vec<Query>> {
-    let mut graph = DiGraphMap::<usize, ()>::new();
-    let index: BTreeMap<&str, usize> = queries.iter().enumerate().map(|(i, query)| (query.name.as_str(), i)).collect();
-    for (i, query) in queries.iter().enumerate().rev() {
-        graph.add_node(i);
-        for read in &query.reads {
-            if let Some(&before) = index.get(read.as_str()) {
-                graph.add_edge(before, i, ());
-            }
-        }
-    }
-    let order = toposort(&graph, None).map_err(|cycle| {
-        let query = &queries[cycle.node_id()];
-        Error::usage(format_args!("{} reads, through others, its own output: a cycle", query.path.display()))
-    })?;
-    Ok(order.into_iter().map(|i| queries[i].clone()).collect())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_one_select_is_a_query() {
-        assert_eq!(
-            reads("WITH a AS (SELECT * FROM raw.events) SELECT * FROM a JOIN users USING (user_id)").expect("valid"),
-            BTreeSet::from(["raw.events".to_owned(), "users".to_owned()])
-        );
-        for refused in ["COPY (SELECT 1) TO 'x.csv'", "CREATE TABLE t AS SELECT 1", "SELECT 1; SELECT 2", "SET a = 1", "SELEC 1", ""] {
-            assert!(reads(refused).is_err(), "{refused}");
-        }
-    }
 
     #[test]
     fn a_slip_of_the_finger_finds_its_neighbour() {

@@ -21,7 +21,7 @@ use datafusion::execution::context::SQLOptions;
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
-use datafusion::logical_expr::{Expr, LogicalPlan, Volatility};
+use datafusion::logical_expr::{Expr, LogicalPlan, ScalarUDF, Volatility};
 use datafusion::prelude::{DataFrame, SessionContext, cast, col, ident, lit};
 use serde::{Deserialize, Serialize};
 use std::num::NonZeroUsize;
@@ -63,6 +63,8 @@ pub fn session(settings: &Settings) -> Result<SessionContext> {
     options.execution.parquet.schema_force_view_types = false;
     options.sql_parser.map_string_types_to_utf8view = false;
     options.sql_parser.collect_spans = true;
+    // A recursive query may never end.
+    options.execution.enable_recursive_ctes = false;
     let state = SessionStateBuilder::new().with_config(config).with_runtime_env(runtime).with_default_features().build();
     Ok(SessionContext::new_with_state(state))
 }
@@ -117,9 +119,16 @@ pub async fn plan_sql(context: &SessionContext, sql: &str, as_of: DateTime<Utc>)
     Ok(frame.with_param_values(ParamValues::from(vec![("as_of", value)]))?)
 }
 
+const CLOCKS: [&str; 6] = ["now", "current_date", "current_time", "current_timestamp", "today", "localtimestamp"];
+
+/// Whether a function of that name reads the clock or draws at random.
+pub fn is_impure(context: &SessionContext, name: &str) -> bool {
+    let volatile = |call: &Arc<ScalarUDF>| call.signature().volatility == Volatility::Volatile;
+    CLOCKS.contains(&name) || context.state().scalar_functions().get(name).is_some_and(volatile)
+}
+
 /// Functions whose value is not decided by the rows: the same night must give the same bytes.
 fn refuse_impure(plan: &LogicalPlan) -> Result<()> {
-    const CLOCKS: [&str; 6] = ["now", "current_date", "current_time", "current_timestamp", "today", "localtimestamp"];
     let mut impure = None;
     plan.apply_with_subqueries(|node| {
         node.apply_expressions(|expression| {

@@ -5,6 +5,7 @@
 
 use crate::error::{Error, Result};
 use crate::platform::catalog::nearest;
+use crate::platform::diagnostic::Diagnostic;
 use chrono::{DateTime, Days, Duration, NaiveDate, NaiveTime, TimeZone, Utc};
 use chrono_tz::Tz;
 use serde::de::DeserializeOwned;
@@ -42,6 +43,19 @@ pub fn parse_toml<T: DeserializeOwned>(text: &str, file: &str) -> Result<T> {
     toml::from_str(text).map_err(|error| {
         let hint = suggestion(error.message()).map(|name| format!("\n  did you mean `{name}`?")).unwrap_or_default();
         Error::usage(format_args!("{file}: {}{hint}", error.to_string().trim_end()))
+    })
+}
+
+/// As [`parse_toml`]; what is wrong comes with its place in the text.
+#[expect(clippy::result_large_err, reason = "the few diagnostics of a check are made once and printed")]
+pub fn parse_toml_or_fault<T: DeserializeOwned>(text: &str) -> Result<T, Diagnostic> {
+    toml::from_str(text).map_err(|error| {
+        let at = error.span().unwrap_or(0..0);
+        let fault = Diagnostic::error("toml", error.message()).at(at.clone(), "here");
+        match suggestion(error.message()) {
+            Some(near) => fault.help("a key of a similar name exists").suggest(at, near),
+            None => fault,
+        }
     })
 }
 

@@ -1,9 +1,13 @@
 //! What every stage stands on: where bytes live, what a job says, how SQL runs, and what one run of the night is.
 
 pub mod catalog;
+pub mod diagnostic;
 pub mod engine;
+pub mod header;
 pub mod http;
 pub mod job;
 pub mod pseudonym;
 pub mod run;
+pub mod statement;
 pub mod storage;
+pub mod survey;

@@ -7,6 +7,7 @@ use crate::error::{Context, Error, Kind, Result};
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use bytes::Bytes;
+use chrono::{DateTime, Utc};
 use futures::TryStreamExt;
 use object_store::path::Path;
 use object_store::{GetOptions, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
@@ -51,6 +52,8 @@ pub struct Object {
     pub bytes: u64,
     /// The store's own mark of this version of the object, to recognise an unchanged one without reading it.
     pub version: String,
+    /// When it was written.
+    pub modified: DateTime<Utc>,
 }
 
 /// What became of a create-only write.
@@ -161,6 +164,7 @@ impl Store {
                 path: below(&meta.location).to_string(),
                 bytes: meta.size,
                 version: meta.e_tag.unwrap_or_else(|| meta.last_modified.to_rfc3339()),
+                modified: meta.last_modified,
             })
             .collect();
         objects.sort_by(|a, b| a.path.cmp(&b.path));

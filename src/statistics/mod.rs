@@ -11,6 +11,7 @@ pub mod curves;
 mod distribution;
 pub mod metrics;
 pub mod ope;
+pub mod psi;
 
 use serde::{Deserialize, Serialize};
 
