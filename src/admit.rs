@@ -5,7 +5,7 @@
 //! yesterday's would freeze the shop.
 
 use crate::error::Result;
-use crate::statistics::ope;
+use crate::statistics::{Estimate, ope};
 use crate::types::column;
 use arrow::array::{Array, Float64Array, RecordBatch, StringArray};
 use serde::{Deserialize, Serialize};
@@ -23,6 +23,8 @@ pub struct Proposal<'a> {
     pub propensity_sums: Vec<(String, String, f64)>,
     /// The table's value by the logs, where they have propensities.
     pub off_policy: Option<&'a ope::Evaluation>,
+    /// Share of the serving table's value that may be put at risk; see the evaluation's settings.
+    pub max_loss: Option<f64>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
@@ -59,8 +61,7 @@ impl Admission {
 
 /// Checks a proposed table.
 pub fn admit(proposal: &Proposal<'_>) -> Admission {
-    let checks =
-        vec![feasible(&proposal.feasibility), floor(proposal), propensities(&proposal.propensity_sums), off_policy(proposal.off_policy)];
+    let checks = vec![feasible(&proposal.feasibility), floor(proposal), propensities(&proposal.propensity_sums), off_policy(proposal)];
     let broken = |name: CheckName| checks.iter().any(|check| check.name == name && !check.ok);
     Admission { admitted: checks.iter().all(|check| check.ok), floor_broken: broken(CheckName::Floor), checks }
 }
@@ -94,18 +95,32 @@ fn propensities(sums: &[(String, String, f64)]) -> Check {
     Check { name: CheckName::Propensities, ok: off.is_empty(), finding }
 }
 
-fn off_policy(evaluation: Option<&ope::Evaluation>) -> Check {
+/// Against the table that serves, where one does and propensities were logged; else against what the logs earned.
+fn off_policy(proposal: &Proposal<'_>) -> Check {
     let check = |ok, finding| Check { name: CheckName::OffPolicy, ok, finding };
-    let Some(evaluation) = evaluation else { return check(true, "not judged: the logs have no propensities".into()) };
+    let Some(evaluation) = proposal.off_policy else { return check(true, "not judged: the logs have no propensities".into()) };
     if let ope::Verdict::NotIdentified { reason } = &evaluation.verdict {
         return check(true, format!("not identified, so it does not block: {reason}"));
     }
+    let range = |value: f64, low: f64, high: f64| format!("{value:.6} [{low:.6}, {high:.6}]");
+    let bounds = |estimate: Option<Estimate>| estimate.and_then(|estimate| Some((estimate.value, estimate.interval?)));
+    if let Some((difference, bounds)) = bounds(evaluation.difference) {
+        let champion = evaluation.champion.map_or(0.0, |champion| champion.value);
+        let mut finding = format!(
+            "the table would earn {} a row more than the {champion:.6} of the one that serves",
+            range(difference, bounds.low, bounds.high)
+        );
+        let worse = bounds.high < 0.0;
+        let risky = proposal.max_loss.is_some_and(|share| bounds.low < -share * champion);
+        if risky && !worse {
+            finding += &format!(", and may lose more than {:.0} % of it", 100.0 * proposal.max_loss.unwrap_or(0.0));
+        }
+        return check(!worse && !risky, finding);
+    }
     let value = evaluation.value().and_then(|value| Some((value.value, value.interval?)));
-    let logged = evaluation.logged.and_then(|logged| Some((logged.value, logged.interval?)));
-    let Some(((value, of_value), (earned, of_logged))) = value.zip(logged) else {
+    let Some(((value, of_value), (earned, of_logged))) = value.zip(bounds(evaluation.logged)) else {
         return check(true, "not judged: the value has no interval".into());
     };
-    let range = |value: f64, low: f64, high: f64| format!("{value:.6} [{low:.6}, {high:.6}]");
     let finding = format!(
         "the table would earn {} a row, the logs {}",
         range(value, of_value.low, of_value.high),

@@ -7,6 +7,7 @@ mod diagnosis;
 mod facts;
 mod learning;
 mod lineage;
+mod measure;
 mod money;
 mod reports;
 mod serving;
@@ -15,10 +16,9 @@ use crate::error::{Error, Result};
 use crate::platform::pseudonym::Key;
 use crate::platform::run::Run;
 use crate::spec::Spec;
-use crate::{admit, dataset, evaluate, features, ingest, publish};
+use crate::{admit, dataset, features, ingest, publish};
 pub use facts::{Facts, summary};
 pub use reports::{render_again, write_index, write_trend};
-use std::collections::BTreeMap;
 
 /// Where a run may stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
@@ -112,7 +112,7 @@ async fn night(run: &Run, spec: &Spec, key: &Key, until: Stage, facts: &mut Fact
 
     let suppressed = ingest::suppressed(run, &staged).await?;
     let tables = serving::tables(&segmented, &planned).await?;
-    let off_policy = serving::off_policy(run, spec, &staged, &tables).await?;
+    let off_policy = serving::off_policy(run, spec, &staged, &tables, previous.as_ref()).await?;
     let admission = admit::admit(&serving::proposal(run, spec, &staged, &tables, off_policy.as_ref()).await?);
     if admission.floor_broken {
         return Err(Error::privacy(admission.objections()).action("see [segments] floor of the job; yesterday's table stays"));
@@ -132,11 +132,8 @@ async fn night(run: &Run, spec: &Spec, key: &Key, until: Stage, facts: &mut Fact
         return Ok(());
     }
 
-    let served = serving::impressions_to_measure(run, &staged).await?;
-    let version = previous.as_ref().map(|commit| commit.policy_version.as_str());
-    // Before the first table, the logs' own arms are measured; nobody knows how users were to be split among them.
-    let shares = if version.is_some() { serving::shares(spec) } else { BTreeMap::new() };
-    facts.evaluate = Some(evaluate::evaluate(&spec.evaluate, &served, version, &shares)?);
-    facts.money = money::money(run, spec, &staged, &served).await?;
+    let shown = serving::impressions_to_measure(run, &staged).await?;
+    facts.evaluate = Some(measure::day(run, spec, &staged, &shown, &tables, previous.as_ref()).await?);
+    facts.money = money::money(run, spec, &staged, &shown).await?;
     Ok(())
 }

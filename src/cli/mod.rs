@@ -2,6 +2,7 @@
 
 mod check;
 mod doctor;
+mod evaluate;
 mod generate;
 mod night;
 mod report;
@@ -98,6 +99,9 @@ pub enum Command {
         /// Job specs; all in jobs/ when none is named.
         jobs: Vec<PathBuf>,
     },
+    /// The statistics alone, on plain tables.
+    #[command(subcommand)]
+    Evaluate(Box<evaluate::Evaluate>),
     /// The analyst's tools.
     #[command(subcommand)]
     Sql(sql::Sql),
@@ -188,6 +192,7 @@ async fn dispatch(cli: Cli) -> Result<()> {
         Command::Generate(plan) => generate::run(plan, output).await,
         Command::Train(command) => train::run(command, output).await,
         Command::Check { jobs } => check::run(&jobs, output).await,
+        Command::Evaluate(command) => evaluate::run(*command, output).await,
         Command::Sql(command) => sql::run(command, output).await,
     }
 }

@@ -259,14 +259,35 @@ pub async fn tables(segmented: &Done<Value>, planned: &Done<Value>) -> Result<Ta
     })
 }
 
-/// What tonight's champion arm would have earned on the day that was logged, where propensities were.
-pub async fn off_policy(run: &Run, spec: &Spec, staged: &Staged, tables: &Tables) -> Result<Option<ope::Evaluation>> {
+/// What tonight's champion arm would have earned on the day that was logged, where propensities were; alone and against the table that
+/// served.
+pub async fn off_policy(
+    run: &Run,
+    spec: &Spec,
+    staged: &Staged,
+    tables: &Tables,
+    previous: Option<&Commit>,
+) -> Result<Option<ope::Evaluation>> {
     let logged = impressions_to_measure(run, staged).await?;
     if logged.num_rows() == 0 || optional_column::<Float64Array>(&logged, "propensity")?.is_none() {
         return Ok(None);
     }
-    let targets = evaluate::champion_targets(&logged, &tables.user_segments, &tables.segment_ads)?;
-    evaluate::off_policy_value(&logged, |row| targets.probabilities[row], &spec.evaluate.plan(), run.job.seed)
+    let forecast = evaluate::Forecast::read(&tables.user_segments, &tables.segment_ads)?;
+    let targets = |users: &RecordBatch, ads: &RecordBatch| match &forecast {
+        Some(forecast) => evaluate::forecast_targets(&logged, users, ads, forecast),
+        None => evaluate::champion_targets(&logged, users, ads),
+    };
+    let tonight = targets(&tables.user_segments, &tables.segment_ads)?;
+    let champion = match previous {
+        Some(commit) => {
+            let served = run.output.child(&commit.tables);
+            let (users, ads) = (served.read_parquet("user_segments.parquet").await?, served.read_parquet("segment_ads.parquet").await?);
+            Some(targets(&users, &ads)?)
+        }
+        None => None,
+    };
+    let predicted = forecast.as_ref().map(|forecast| forecast.predict(&logged)).transpose()?;
+    evaluate::off_policy_value(&logged, &tonight, champion.as_ref(), predicted.as_ref(), &spec.evaluate.plan(), run.job.seed)
 }
 
 /// What the admission looks at.
@@ -302,6 +323,7 @@ pub async fn proposal<'a>(
         floor: spec.segments.floor,
         propensity_sums: admit::propensity_sums(&tables.segment_ads)?,
         off_policy,
+        max_loss: spec.evaluate.max_loss,
     })
 }
 

@@ -11,3 +11,4 @@ pub mod run;
 pub mod statement;
 pub mod storage;
 pub mod survey;
+pub mod table;

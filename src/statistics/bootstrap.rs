@@ -50,6 +50,16 @@ impl Clusters {
         self.users.len()
     }
 
+    /// The users, ascending.
+    pub fn users(&self) -> &[u64] {
+        &self.users
+    }
+
+    /// Which of the users a row belongs to.
+    pub fn of_row(&self, row: usize) -> usize {
+        self.of_row[row] as usize
+    }
+
     /// What each user's rows sum up to.
     pub fn sums<const K: usize>(&self, row: impl Fn(usize) -> [f64; K]) -> Vec<[f64; K]> {
         let mut sums = vec![[0.0; K]; self.users.len()];
@@ -79,7 +89,7 @@ const POISSON: [u32; 12] = {
 };
 
 /// How often a user counts in a replicate.
-fn weight(user: u64, replicate: usize, seed: u64) -> u8 {
+pub fn weight(user: u64, replicate: usize, seed: u64) -> u8 {
     let mut key = [0; 16];
     key[..8].copy_from_slice(&user.to_le_bytes());
     key[8..].copy_from_slice(&(replicate as u64).to_le_bytes());
@@ -205,12 +215,14 @@ pub fn percentile(replicates: &[Option<f64>], alpha: f64) -> Option<Interval> {
         return None;
     }
     values.sort_unstable_by(f64::total_cmp);
-    let at = |share: f64| {
-        let place = share * (values.len() - 1) as f64;
-        let (left, right) = (values[place.floor() as usize], values[place.ceil() as usize]);
-        left + (right - left) * place.fract()
-    };
-    Some(Interval { low: at(alpha / 2.0), high: at(1.0 - alpha / 2.0) })
+    Some(Interval { low: quantile(&values, alpha / 2.0), high: quantile(&values, 1.0 - alpha / 2.0) })
+}
+
+/// Of ascending values, between the two that are nearest.
+fn quantile(values: &[f64], share: f64) -> f64 {
+    let place = share * (values.len() - 1) as f64;
+    let (left, right) = (values[place.floor() as usize], values[place.ceil() as usize]);
+    left + (right - left) * place.fract()
 }
 
 /// Does `work` for blocks of replicates on every core; the results stand in the order of the replicates.

@@ -12,6 +12,12 @@ pub fn normal_two_sided(z: f64) -> f64 {
     chi_square_upper(z * z, 1).unwrap_or(0.0)
 }
 
+/// P(Z >= z).
+pub fn normal_upper(z: f64) -> f64 {
+    let tail = normal_two_sided(z) / 2.0;
+    if z >= 0.0 { tail } else { 1.0 - tail }
+}
+
 /// The z that a standard normal exceeds in absolute value with probability `alpha`.
 pub fn normal_critical(alpha: f64) -> f64 {
     SQRT_2 * erfc_inv(alpha)

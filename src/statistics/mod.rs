@@ -8,10 +8,16 @@ pub mod ab;
 pub mod bootstrap;
 pub mod calibration;
 pub mod curves;
+pub mod delay;
 mod distribution;
 pub mod metrics;
+pub mod moments;
 pub mod ope;
 pub mod psi;
+pub mod ope_limits;
+mod ope_marginal;
+pub mod reward_model;
+pub mod stratified;
 
 use serde::{Deserialize, Serialize};
 
@@ -42,14 +48,13 @@ fn finite(value: f64) -> Option<f64> {
 }
 
 fn mean(values: &[f64]) -> f64 {
-    values.iter().sum::<f64>() / values.len() as f64
+    values.iter().copied().collect::<moments::Wide>().value() / values.len() as f64
 }
 
 /// Sample covariance (divisor n - 1) of two columns.
 fn covariance(a: &[f64], b: &[f64]) -> f64 {
     assert_eq!(a.len(), b.len(), "columns of one table");
-    let (mean_a, mean_b) = (mean(a), mean(b));
-    a.iter().zip(b).map(|(a, b)| (a - mean_a) * (b - mean_b)).sum::<f64>() / (a.len() as f64 - 1.0)
+    moments::Moments::of(&[a, b]).covariance(0, 1)
 }
 
 /// Row numbers by ascending value.

@@ -6,7 +6,8 @@
 //! a number, and the number means nothing.
 
 use super::bootstrap::{self, Clusters};
-use super::{Estimate, Interval, ab, finite, mean};
+use super::ope_limits::Limits;
+use super::{Estimate, Interval, ab, finite, mean, ope_marginal};
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 
@@ -22,6 +23,8 @@ pub struct Rounds<'a> {
     pub users: &'a [u64],
     /// A model of the reward, cross-fitted with folds split by user. Without it only the weighting estimators are computed.
     pub model: Option<Model<'a>>,
+    /// The embedding (segment, category) of each row's action, and what else the marginal weights may depend on, as a number from 0.
+    pub embeddings: Option<&'a [u32]>,
     /// Share of the target policy's mass on actions that the logging policy never takes; where it is not known it is read off the mean
     /// weight, which falls short of 1 by that much.
     pub unsupported: Option<f64>,
@@ -33,6 +36,9 @@ pub struct Model<'a> {
     pub chosen: &'a [f64],
     /// v: predicted reward under the target policy, sum of pi_e q over the actions.
     pub target: &'a [f64],
+    /// The mean of v in each bootstrap replicate, the model fitted again: what its own data leave open belongs to the direct method's
+    /// interval. Empty where the model was not fitted on these rows.
+    pub refitted: &'a [f64],
 }
 
 /// How to evaluate.
@@ -40,18 +46,15 @@ pub struct Model<'a> {
 pub struct Plan {
     pub replicates: usize,
     pub alpha: f64,
-    /// The weight at which the clipped, the switching and the shrinking estimators limit a row. Lower: less variance, more bias.
-    pub clip: f64,
+    /// How far the estimators that limit a row's weight go.
+    pub limits: Limits,
 }
 
 impl Default for Plan {
     fn default() -> Self {
-        Self { replicates: 500, alpha: 0.05, clip: 10.0 }
+        Self { replicates: 1000, alpha: 0.05, limits: Limits::fixed(10.0, 0.1) }
     }
 }
-
-/// Metelli et al. (2021): the weight becomes w / (1 - l + l w).
-const SUB_GAUSSIAN: f64 = 0.1;
 
 /// Refusals: effective rows at least this many and this share of the rows, ...
 const MIN_EFFECTIVE_ROWS: f64 = 100.0;
@@ -59,6 +62,8 @@ const MIN_EFFECTIVE_SHARE: f64 = 0.05;
 /// ... no row with more of the weight, no more of the target without support.
 const MAX_ROW_SHARE: f64 = 0.02;
 const MAX_UNSUPPORTED: f64 = 0.01;
+/// ... and no mean weight that is surely off one by more than this: the rows were not drawn with the propensities they say.
+const MAX_MEAN_WEIGHT_ERROR: f64 = 0.05;
 
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
 pub struct Evaluation {
@@ -72,6 +77,9 @@ pub struct Evaluation {
     /// What the target policy would have earned a row.
     pub estimates: Vec<PolicyValue>,
     pub diagnostics: Option<Diagnostics>,
+    /// The policy that served, on the rows that both speak of, and target minus it with a paired interval.
+    pub champion: Option<Estimate>,
+    pub difference: Option<Estimate>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
@@ -86,7 +94,8 @@ pub enum Verdict {
 pub struct PolicyValue {
     pub estimator: Estimator,
     pub value: f64,
-    /// Percentile bootstrap by user.
+    /// Percentile bootstrap by user. With skewed rewards a few hundred replicates leave its ends too near: intervals of 500 hold the truth
+    /// in 92 worlds of a hundred, of 1,000 in 94.
     pub interval: Option<Interval>,
     /// Empirical Bernstein (Maurer and Pontil 2009) over users' sums, their range taken as observed: wider, and honest with few
     /// rewards. None for ratios of sums.
@@ -102,6 +111,8 @@ pub struct Diagnostics {
     pub max_weight_share: f64,
     /// Of the sum of weights, above the clip.
     pub clipped_mass: f64,
+    /// Of the sum of weights, in the heaviest hundredth of the rows.
+    pub tail_mass: f64,
     pub unsupported: f64,
     /// Should be 1.
     pub mean_weight: f64,
@@ -124,6 +135,8 @@ pub enum Estimator {
     SwitchDr,
     Dros,
     SubGaussianDr,
+    /// Weights of the action's embedding instead of the action's own.
+    Mips,
 }
 
 const WEIGHTING: [Estimator; 4] = [Estimator::Ips, Estimator::ClippedIps, Estimator::Snips, Estimator::SubGaussianIps];
@@ -158,12 +171,14 @@ pub fn evaluate(rounds: &Rounds<'_>, plan: &Plan, seed: u64) -> Result<Evaluatio
         logged: None,
         estimates: Vec::new(),
         diagnostics: None,
+        champion: None,
+        difference: None,
     };
     if weights.is_empty() {
         return Ok(evaluation);
     }
-    let sums = clusters.sums(|row| sums_of_row(rounds, &weights, plan.clip, row));
-    let total = sums.iter().fold([0.0; SUMS], |total, sums| std::array::from_fn(|k| total[k] + sums[k]));
+    let sums = clusters.sums(|row| sums_of_row(rounds, &weights, &plan.limits, row));
+    let total = total_of(&sums);
     let plan_of_totals = bootstrap::Plan { replicates: plan.replicates, alpha: plan.alpha, seed };
     let replicates = bootstrap::totals(&plan_of_totals, &clusters, &sums);
     let interval = |statistic: &dyn Fn(&Sums) -> f64| {
@@ -174,22 +189,65 @@ pub fn evaluate(rounds: &Rounds<'_>, plan: &Plan, seed: u64) -> Result<Evaluatio
     let modelled: &[Estimator] = if rounds.model.is_some() { &MODELLED } else { &[] };
     for &estimator in WEIGHTING.iter().chain(modelled) {
         if let Some(value) = finite(estimator.of(&total)) {
-            let interval = interval(&|sums| estimator.of(sums));
-            let bernstein = if estimator.is_mean() { bernstein(estimator, &sums, total[ROWS], value, plan.alpha) } else { None };
+            let refitted = rounds.model.map(|model| model.refitted).filter(|refitted| estimator == Estimator::Dm && !refitted.is_empty());
+            let interval = match refitted {
+                Some(refitted) => bootstrap::percentile(&refitted.iter().map(|value| finite(*value)).collect::<Vec<_>>(), plan.alpha),
+                None => interval(&|sums| estimator.of(sums)),
+            };
+            // A bound for means of given numbers: it knows nothing of what a fitted model leaves open.
+            let bernstein =
+                if estimator.is_mean() && refitted.is_none() { bernstein(estimator, &sums, total[ROWS], value, plan.alpha) } else { None };
             evaluation.estimates.push(PolicyValue { estimator, value, interval, bernstein });
         }
     }
-    let diagnostics = diagnose(&weights, &sums, plan.clip, rounds.unsupported);
+    if let Some(embeddings) = rounds.embeddings {
+        let found = ope_marginal::evaluate(rounds.rewards, &weights, embeddings, &clusters, &plan_of_totals);
+        let interval = bootstrap::percentile(&found.replicates, plan.alpha);
+        evaluation.estimates.push(PolicyValue { estimator: Estimator::Mips, value: found.value, interval, bernstein: None });
+    }
+    let diagnostics = diagnose(&weights, &sums, plan.limits.clipped_ips, rounds.unsupported);
     evaluation.verdict = verdict(&diagnostics, weights.len() as f64);
     evaluation.diagnostics = Some(diagnostics);
     Ok(evaluation)
+}
+
+/// The target policy against another on the same rows, by the estimator of [`Evaluation::value`]: the value of the other, and the
+/// difference (target minus other) with its paired interval.
+pub fn difference(rounds: &Rounds<'_>, other: &Rounds<'_>, plan: &Plan, seed: u64) -> Result<Option<(Estimate, Estimate)>> {
+    check(rounds)?;
+    check(other)?;
+    assert_eq!(rounds.users, other.users, "the same rows");
+    if rounds.rewards.is_empty() {
+        return Ok(None);
+    }
+    let clusters = Clusters::new(rounds.users);
+    let estimator = if rounds.model.is_some() && other.model.is_some() { Estimator::Dr } else { Estimator::Snips };
+    let of = |rounds: &Rounds<'_>| {
+        let weights: Vec<f64> = rounds.targets.iter().zip(rounds.propensities).map(|(target, logged)| target / logged).collect();
+        let sums = clusters.sums(|row| sums_of_row(rounds, &weights, &plan.limits, row));
+        let plan = bootstrap::Plan { replicates: plan.replicates, alpha: plan.alpha, seed };
+        let replicates = bootstrap::totals(&plan, &clusters, &sums).iter().map(|sums| finite(estimator.of(sums))).collect::<Vec<_>>();
+        (estimator.of(&total_of(&sums)), replicates)
+    };
+    let ((value, of_value), (of_other, of_others)) = (of(rounds), of(other));
+    let Some(difference) = finite(value - of_other) else { return Ok(None) };
+    let paired = bootstrap::differences(&of_value, &of_others);
+    Ok(Some((
+        Estimate { value: of_other, interval: bootstrap::percentile(&of_others, plan.alpha) },
+        Estimate { value: difference, interval: bootstrap::percentile(&paired, plan.alpha) },
+    )))
+}
+
+fn total_of(sums: &[Sums]) -> Sums {
+    sums.iter().fold([0.0; SUMS], |total, sums| std::array::from_fn(|k| total[k] + sums[k]))
 }
 
 fn check(rounds: &Rounds<'_>) -> Result<()> {
     let rows = rounds.rewards.len();
     let mut columns = vec![rounds.rewards, rounds.propensities, rounds.targets];
     columns.extend(rounds.model.iter().flat_map(|model| [model.chosen, model.target]));
-    if rounds.users.len() != rows || columns.iter().any(|column| column.len() != rows) {
+    let embeddings = rounds.embeddings.map_or(rows, <[u32]>::len);
+    if rounds.users.len() != rows || embeddings != rows || columns.iter().any(|column| column.len() != rows) {
         return Err(Error::contract("off-policy columns are of different length"));
     }
     if let Some(row) = rounds.propensities.iter().position(|p| !(*p > 0.0 && *p <= 1.0)) {
@@ -223,14 +281,24 @@ const SWITCHED: usize = 8;
 const OPTIMISTIC: usize = 9;
 const SHRUNK_RESIDUAL: usize = 10;
 
-fn sums_of_row(rounds: &Rounds<'_>, weights: &[f64], clip: f64, row: usize) -> Sums {
+fn sums_of_row(rounds: &Rounds<'_>, weights: &[f64], limits: &Limits, row: usize) -> Sums {
     let (r, w) = (rounds.rewards[row], weights[row]);
-    let sub_gaussian = w / (1.0 - SUB_GAUSSIAN + SUB_GAUSSIAN * w);
     let (q, v) = rounds.model.map_or((0.0, 0.0), |model| (model.chosen[row], model.target[row]));
+    let limited = |estimator: Estimator| estimator.limited(w, limits);
     let residual = r - q;
-    let switched = if w <= clip { w * residual } else { 0.0 };
-    let optimistic = clip * w / (w * w + clip) * residual;
-    [1.0, r, w, w * r, w.min(clip) * r, sub_gaussian * r, v, w * residual, switched, optimistic, sub_gaussian * residual]
+    [
+        1.0,
+        r,
+        w,
+        w * r,
+        limited(Estimator::ClippedIps) * r,
+        limited(Estimator::SubGaussianIps) * r,
+        v,
+        w * residual,
+        limited(Estimator::SwitchDr) * residual,
+        limited(Estimator::Dros) * residual,
+        limited(Estimator::SubGaussianDr) * residual,
+    ]
 }
 
 impl Estimator {
@@ -248,7 +316,32 @@ impl Estimator {
             Self::SwitchDr => mean(sums[VALUE] + sums[SWITCHED]),
             Self::Dros => mean(sums[VALUE] + sums[OPTIMISTIC]),
             Self::SubGaussianDr => mean(sums[VALUE] + sums[SHRUNK_RESIDUAL]),
+            // Its weights depend on all rows: not a function of sums over them.
+            Self::Mips => f64::NAN,
         }
+    }
+
+    /// The weight that the estimator gives a row, at most what its limit allows.
+    pub(super) fn limited(self, w: f64, limits: &Limits) -> f64 {
+        // Metelli et al. (2021).
+        let sub_gaussian = |l: f64| w / (1.0 - l + l * w);
+        if w == 0.0 {
+            return 0.0;
+        }
+        match self {
+            Self::ClippedIps => w.min(limits.clipped_ips),
+            Self::SwitchDr if w > limits.switch_dr => 0.0,
+            // Su et al. (2020): l w / (w^2 + l), written so that an infinite limit is none.
+            Self::Dros => w / (w * w / limits.dros + 1.0),
+            Self::SubGaussianIps => sub_gaussian(limits.sub_gaussian_ips),
+            Self::SubGaussianDr => sub_gaussian(limits.sub_gaussian_dr),
+            _ => w,
+        }
+    }
+
+    /// Whether it uses the model of the reward.
+    pub(super) fn is_modelled(self) -> bool {
+        MODELLED.contains(&self)
     }
 
     /// Whether it is a mean over rows rather than a ratio of two random sums.
@@ -283,11 +376,18 @@ fn diagnose(weights: &[f64], sums: &[Sums], clip: f64, unsupported: Option<f64>)
         max_weight,
         max_weight_share: share(max_weight),
         clipped_mass: share(weights.iter().map(|w| (w - clip).max(0.0)).sum()),
+        tail_mass: share(heaviest_hundredth(weights)),
         unsupported: unsupported.unwrap_or(missing),
         mean_weight,
         mean_weight_error: error,
         mean_weight_is_one,
     }
+}
+
+fn heaviest_hundredth(weights: &[f64]) -> f64 {
+    let mut weights = weights.to_vec();
+    weights.sort_unstable_by(|a, b| b.total_cmp(a));
+    weights[..weights.len().div_ceil(100)].iter().sum()
 }
 
 fn verdict(diagnostics: &Diagnostics, rows: f64) -> Verdict {
@@ -299,6 +399,8 @@ fn verdict(diagnostics: &Diagnostics, rows: f64) -> Verdict {
         format!("one row carries {:.1} % of the weight, 2 % is the most", percent(diagnostics.max_weight_share))
     } else if diagnostics.unsupported > MAX_UNSUPPORTED {
         format!("{:.1} % of the target policy was never tried by the logging policy, 1 % is the most", percent(diagnostics.unsupported))
+    } else if !diagnostics.mean_weight_is_one && (diagnostics.mean_weight - 1.0).abs() > MAX_MEAN_WEIGHT_ERROR {
+        format!("the mean weight is {:.3} instead of one: the rows were not drawn with the propensities they say", diagnostics.mean_weight)
     } else {
         return Verdict::Identified;
     };

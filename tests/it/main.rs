@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod browser;
+mod evaluate;
 mod generate;
 mod k8s;
 mod layers;
@@ -11,6 +12,7 @@ mod report;
 mod s3;
 mod shop;
 mod sql_check;
+mod simulations;
 mod sql_room;
 mod sql_tools;
 mod statistics;
@@ -18,3 +20,4 @@ mod targeting;
 mod telemetry;
 mod tiny_shop;
 mod train;
+mod worlds;
