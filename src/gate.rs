@@ -8,7 +8,7 @@ pub mod calibration;
 
 use crate::error::{Error, Result};
 use crate::statistics::bootstrap::{self, Clusters, Plan, Replicates, differences, percentile};
-use crate::statistics::{Interval, metrics};
+use crate::statistics::{Interval, ab, metrics};
 use calibration::GroupCalibration;
 use serde::{Deserialize, Serialize};
 
@@ -172,7 +172,7 @@ pub fn decide(settings: &GateSettings, contest: &Contest<'_>, seed: u64) -> Resu
         .iter()
         .zip(replicates)
         .map(|(&(name, scores), replicates)| Scored {
-            summary: score(name, contest, scores, &replicates, settings.alpha),
+            summary: score(name, contest, &clusters, scores, &replicates, settings.alpha),
             scores,
             replicates,
         })
@@ -193,9 +193,7 @@ pub fn decide(settings: &GateSettings, contest: &Contest<'_>, seed: u64) -> Resu
         (Kind::Fail, "the challenger scores a row with something that is no probability".to_owned())
     } else if let Some(reason) = too_little(settings, rows, positives) {
         (Kind::TooLittleData, reason)
-    } else if let Some(reason) =
-        calibration::objection(settings, calibration::ratio(contest.labels, contest.challenger, contest.users, settings.alpha), &by_group)
-    {
+    } else if let Some(reason) = calibration::objection(settings, &scores[0], &by_group) {
         (Kind::Fail, reason)
     } else {
         judge(settings, &scores, &differences)
@@ -237,7 +235,7 @@ struct Scored<'a> {
     replicates: Replicates,
 }
 
-fn score(name: Contestant, contest: &Contest<'_>, scores: &[f64], replicates: &Replicates, alpha: f64) -> Score {
+fn score(name: Contestant, contest: &Contest<'_>, clusters: &Clusters, scores: &[f64], replicates: &Replicates, alpha: f64) -> Score {
     let labels = contest.labels;
     let gauc = metrics::gauc(labels, scores, contest.users);
     Score {
@@ -248,7 +246,8 @@ fn score(name: Contestant, contest: &Contest<'_>, scores: &[f64], replicates: &R
         logloss_ci: percentile(&replicates.logloss, alpha),
         normalised_entropy: metrics::normalised_entropy(labels, scores),
         calibration_ratio: metrics::calibration_ratio(labels, scores),
-        calibration_ratio_ci: calibration::ratio(labels, scores, contest.users, alpha).and_then(|ratio| ratio.interval),
+        calibration_ratio_ci: ab::ratio_over(clusters, alpha, |row| [scores[row], f64::from(u8::from(labels[row]))])
+            .and_then(|ratio| ratio.interval),
         ece: metrics::ece(labels, scores),
         gauc: gauc.value,
         gauc_rows_share: gauc.rows_share,

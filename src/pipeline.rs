@@ -112,7 +112,8 @@ async fn night(run: &Run, spec: &Spec, key: &Key, until: Stage, facts: &mut Fact
 
     let suppressed = ingest::suppressed(run, &staged).await?;
     let tables = serving::tables(&segmented, &planned).await?;
-    let off_policy = serving::off_policy(run, spec, &staged, &tables, previous.as_ref()).await?;
+    let shown = serving::impressions_to_measure(run, &staged).await?;
+    let off_policy = serving::off_policy(run, spec, &shown, &tables, previous.as_ref()).await?;
     let admission = admit::admit(&serving::proposal(run, spec, &staged, &tables, off_policy.as_ref()).await?);
     if admission.floor_broken {
         return Err(Error::privacy(admission.objections()).action("see [segments] floor of the job; yesterday's table stays"));
@@ -132,7 +133,6 @@ async fn night(run: &Run, spec: &Spec, key: &Key, until: Stage, facts: &mut Fact
         return Ok(());
     }
 
-    let shown = serving::impressions_to_measure(run, &staged).await?;
     facts.evaluate = Some(measure::day(run, spec, &staged, &shown, &tables, previous.as_ref()).await?);
     facts.money = money::money(run, spec, &staged, &shown).await?;
     Ok(())

@@ -208,13 +208,13 @@ fn output_store(spec: &Spec, place: &Place) -> Result<Store> {
 
 /// A run of a job on a date, with its settings and its key.
 fn open(at: &JobDate) -> Result<(Run, Spec, Key)> {
-    let catalog = Catalog::load(Path::new(&Spec::read(&at.job)?.sql))?;
-    open_with(at, catalog)
+    let spec = Spec::read(&at.job)?;
+    let catalog = Catalog::load(Path::new(&spec.sql))?;
+    open_with(at, spec, catalog)
 }
 
-/// As [`open`], with the SQL that is given.
-fn open_with(at: &JobDate, catalog: Catalog) -> Result<(Run, Spec, Key)> {
-    let mut spec = Spec::read(&at.job)?;
+/// As [`open`], with the job's spec and the SQL that are given.
+fn open_with(at: &JobDate, mut spec: Spec, catalog: Catalog) -> Result<(Run, Spec, Key)> {
     let job = spec.job()?;
     let date = resolve_date(&at.date, &job)?;
     if let Some(threads) = at.place.threads {

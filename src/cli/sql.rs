@@ -229,14 +229,15 @@ impl At {
     /// The job's data as of the date, seen through a catalog that is known to be sound.
     async fn desk(&self, shop: &Path, catalog: &Catalog) -> Result<Desk> {
         let job = self.shop.job(shop)?;
+        let spec = Spec::read(&job)?;
         let date = match &self.as_of {
             Some(date) => date.clone(),
             None => {
-                let raw = Store::open(self.place.raw.as_deref().unwrap_or(&Spec::read(&job)?.store.raw))?;
+                let raw = Store::open(self.place.raw.as_deref().unwrap_or(&spec.store.raw))?;
                 tables::latest_day(&raw, catalog).await?.to_string()
             }
         };
-        let (run, spec, key) = open_with(&JobDate { job, date, place: self.place.clone() }, catalog.clone())?;
+        let (run, spec, key) = open_with(&JobDate { job, date, place: self.place.clone() }, spec, catalog.clone())?;
         Ok(Desk { run, ingest: spec.ingest, key })
     }
 }

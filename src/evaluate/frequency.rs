@@ -5,7 +5,6 @@
 
 use super::EvaluateSettings;
 use super::night::Rows;
-use super::positions::strata;
 use crate::statistics::Estimate;
 use crate::statistics::stratified::{self, Row};
 use serde::{Deserialize, Serialize};
@@ -54,7 +53,7 @@ pub fn measure(settings: &EvaluateSettings, rows: &Rows, skipped: &mut Vec<Strin
     }
     let named: Vec<String> =
         (0..rows.count()).map(|row| format!("{}\u{0}{}", rows.ads[row], rows.arms[row].as_deref().unwrap_or(""))).collect();
-    let strata = strata(&named);
+    let strata = stratified::strata(&named);
     let mut looks = Vec::new();
     for look in 1..=most {
         let own: Vec<usize> = (0..rows.count()).filter(|&row| nth[row] == look).collect();

@@ -140,9 +140,7 @@ impl Rows {
 
     /// Sum of two numbers a row over users, and the ratio of their totals.
     pub fn ratio(&self, alpha: f64, of: impl Fn(usize) -> [f64; 2]) -> Option<Estimate> {
-        let sums = Clusters::new(&self.users).sums(of);
-        let (above, below): (Vec<f64>, Vec<f64>) = sums.into_iter().map(|[above, below]| (above, below)).unzip();
-        Some(ab::ratio(&above, &below)?.estimate(alpha))
+        ab::ratio_over(&Clusters::new(&self.users), alpha, of)
     }
 }
 

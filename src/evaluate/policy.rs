@@ -3,16 +3,14 @@
 use super::CHAMPION;
 use super::day::is_true;
 use crate::error::{Error, Result};
+use crate::segments::EVERYONE;
 use crate::statistics::{bootstrap, ope};
+use crate::targeting::value::NO_AD;
 use crate::types::{column, optional_column};
 use arrow::array::{Array, AsArray, BooleanArray, Float64Array, RecordBatch, StringArray};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Int64Type};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-
-/// The segment of users without one, and the ad that stands for showing none.
-const EVERYONE: &str = "everyone";
-const NO_AD: &str = "no_ad";
 
 /// What a table would have done on each logged impression.
 #[derive(Clone, Debug, Default, PartialEq)]

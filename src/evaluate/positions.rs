@@ -9,7 +9,7 @@ use super::night::Rows;
 use crate::statistics::Estimate;
 use crate::statistics::stratified::{self, Row};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
 pub struct Positions {
@@ -46,7 +46,7 @@ pub fn measure(settings: &EvaluateSettings, rows: &Rows, skipped: &mut Vec<Strin
         skipped.push(format!("positions: fewer than two of them have {ENOUGH} impressions"));
         return None;
     };
-    let strata = strata(&rows.ads);
+    let strata = stratified::strata(&rows.ads);
     let row = |row: usize, compared: bool| Row {
         stratum: strata[row],
         compared,
@@ -85,16 +85,4 @@ impl Positions {
         let found = self.positions.iter().find(|found| Some(found.position) == position);
         found.and_then(|found| found.ratio).map_or(1.0, |ratio| ratio.value)
     }
-}
-
-/// Names as numbers from 0.
-pub fn strata(names: &[String]) -> Vec<u32> {
-    let mut numbers: HashMap<&str, u32> = HashMap::new();
-    names
-        .iter()
-        .map(|name| {
-            let next = numbers.len() as u32;
-            *numbers.entry(name.as_str()).or_insert(next)
-        })
-        .collect()
 }

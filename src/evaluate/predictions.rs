@@ -8,8 +8,8 @@ use super::EvaluateSettings;
 use super::night::Rows;
 use super::positions::Positions;
 use crate::error::Result;
-use crate::statistics::Estimate;
 use crate::statistics::metrics::{self, Bin, ReliabilityLine};
+use crate::statistics::{Estimate, psi};
 use crate::types::{column, optional_column};
 use arrow::array::{Array, Float64Array, Int64Array, RecordBatch, StringArray};
 use serde::{Deserialize, Serialize};
@@ -120,41 +120,36 @@ fn promised(segment_ads: &RecordBatch) -> Result<HashMap<(&str, &str), f64>> {
 }
 
 /// Predictions with the impressions planned for them.
-fn weighted(segment_ads: &RecordBatch) -> Result<Vec<(f64, f64)>> {
+fn weighted(segment_ads: &RecordBatch) -> Result<Vec<(f64, u64)>> {
     let (Some(p_click), planned) =
         (optional_column::<Float64Array>(segment_ads, "p_click")?, column::<Int64Array>(segment_ads, "impressions_planned")?)
     else {
         return Ok(Vec::new());
     };
     let rows = (0..segment_ads.num_rows()).filter(|&row| p_click.is_valid(row) && planned.value(row) > 0);
-    Ok(rows.map(|row| (p_click.value(row), planned.value(row) as f64)).collect())
+    Ok(rows.map(|row| (p_click.value(row), planned.value(row).unsigned_abs())).collect())
 }
 
 const BINS: usize = 10;
 
-fn drift(before: &[(f64, f64)], after: &[(f64, f64)]) -> Option<Drift> {
-    let total = |rows: &[(f64, f64)]| rows.iter().map(|(_, weight)| weight).sum::<f64>();
-    let mean = |rows: &[(f64, f64)]| rows.iter().map(|(p, weight)| p * weight).sum::<f64>() / total(rows);
-    if total(before) <= 0.0 || total(after) <= 0.0 {
-        return None;
-    }
+fn drift(before: &[(f64, u64)], after: &[(f64, u64)]) -> Option<Drift> {
+    let total = |rows: &[(f64, u64)]| rows.iter().map(|(_, planned)| planned).sum::<u64>();
+    let mean = |rows: &[(f64, u64)]| rows.iter().map(|(p, planned)| p * *planned as f64).sum::<f64>() / total(rows) as f64;
     let mut sorted = before.to_vec();
     sorted.sort_by(|a, b| a.0.total_cmp(&b.0));
     // The prediction at each tenth of the planned impressions.
-    let (mut cuts, mut so_far) = (Vec::new(), 0.0);
-    for (p, weight) in &sorted {
-        so_far += weight;
-        while cuts.len() + 1 < BINS && so_far >= total(before) * (cuts.len() + 1) as f64 / BINS as f64 {
+    let (mut cuts, mut so_far) = (Vec::new(), 0);
+    for (p, planned) in &sorted {
+        so_far += planned;
+        while cuts.len() + 1 < BINS && so_far * BINS as u64 >= total(before) * (cuts.len() as u64 + 1) {
             cuts.push(*p);
         }
     }
-    let shares = |rows: &[(f64, f64)]| {
-        let mut shares = [0.0; BINS];
-        rows.iter().for_each(|(p, weight)| shares[cuts.partition_point(|cut| cut < p)] += weight / total(rows));
-        shares
+    let counts = |rows: &[(f64, u64)]| {
+        let mut counts = [0; BINS];
+        rows.iter().for_each(|(p, planned)| counts[cuts.partition_point(|cut| cut < p)] += planned);
+        counts
     };
-    // An empty tenth would make the index infinite.
-    let index = |(a, b): (f64, f64)| (b - a) * (b.max(1e-4) / a.max(1e-4)).ln();
-    let psi = shares(before).into_iter().zip(shares(after)).map(index).sum();
+    let psi = psi::of_counts(&counts(before), &counts(after))?;
     Some(Drift { mean_before: mean(before), mean_after: mean(after), psi })
 }

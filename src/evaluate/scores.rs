@@ -7,11 +7,10 @@ use super::checks::{Check, Status, describe};
 use super::experiment::ends;
 use crate::error::{Error, Result};
 use crate::platform::{engine, table};
-use crate::statistics::ab::{self, Measure};
+use crate::statistics::ab;
 use crate::statistics::bootstrap::{self, Clusters};
 use crate::statistics::calibration::{Calibrator, undo_sampling};
 use crate::statistics::metrics::{self, Bin, ReliabilityLine};
-use crate::statistics::moments::Moments;
 use arrow::array::{Array, AsArray, StringArray};
 use arrow::datatypes::{DataType, Float64Type};
 use datafusion::functions::expr_fn::{btrim, lower};
@@ -188,13 +187,13 @@ fn quality(columns: &Columns, i: usize, wanted: &Scored, clusters: &Clusters, re
     found.normalized_entropy = metrics::normalised_entropy(labels, scores);
     found.brier = metrics::brier(labels, scores);
     found.calibration_ratio = metrics::calibration_ratio(labels, scores);
-    let sums = clusters.sums(|row| [scores[row], f64::from(u8::from(labels[row]))]);
-    found.calibration_ratio_ci95 = ratio_interval(&sums);
+    let promised_and_found = |row: usize| [scores[row], f64::from(u8::from(labels[row]))];
+    found.calibration_ratio_ci95 = ab::ratio_over(clusters, ALPHA, promised_and_found).and_then(|ratio| ratio.interval).map(ends);
     found.ece = metrics::ece(labels, scores);
     found.reliability = metrics::reliability_line(labels, scores);
     found.reliability_bins = metrics::reliability(labels, scores, 15);
     for (name, levels) in wanted.by.iter().zip(&columns.by) {
-        found.calibration_by.insert(name.clone(), by_level(labels, scores, levels));
+        found.calibration_by.insert(name.clone(), by_level(labels, scores, columns.groups.as_deref(), levels));
     }
     found
 }
@@ -203,25 +202,24 @@ fn probabilities(scores: &[f64]) -> bool {
     scores.iter().all(|score| (0.0..=1.0).contains(score))
 }
 
-/// Of sum of scores over positives, by the delta method over groups.
-fn ratio_interval(sums: &[[f64; 2]]) -> Option<[f64; 2]> {
-    let mut moments = Moments::new(2);
-    sums.iter().for_each(|sums| moments.push(sums));
-    ab::measure(Measure::Ratio(0, 1), &moments)?.estimate(ALPHA).interval.map(ends)
-}
-
-fn by_level(labels: &[bool], scores: &[f64], levels: &StringArray) -> BTreeMap<String, Calibration> {
-    let mut rows: BTreeMap<&str, Vec<[f64; 2]>> = BTreeMap::new();
+/// Within each value of a column; rows of one group belong together there, too.
+fn by_level(labels: &[bool], scores: &[f64], groups: Option<&[u64]>, levels: &StringArray) -> BTreeMap<String, Calibration> {
+    let mut rows_of: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
     for row in 0..labels.len() {
-        let level = if levels.is_valid(row) { levels.value(row) } else { "" };
-        rows.entry(level).or_default().push([scores[row], f64::from(u8::from(labels[row]))]);
+        rows_of.entry(if levels.is_valid(row) { levels.value(row) } else { "" }).or_default().push(row);
     }
-    let of = |rows: &[[f64; 2]]| {
-        let [promised, found] = [0, 1].map(|i: usize| rows.iter().map(|row| row[i]).sum::<f64>());
-        let ratio = Some(promised / found).filter(|ratio| ratio.is_finite());
-        Calibration { rows: rows.len() as u64, positives: found as u64, ratio, ratio_ci95: ratio.and_then(|_| ratio_interval(rows)) }
+    let of = |rows: &[usize]| {
+        let clusters = Clusters::new(&rows.iter().map(|&row| groups.map_or(row as u64, |groups| groups[row])).collect::<Vec<_>>());
+        let sums = |at: usize| [scores[rows[at]], f64::from(u8::from(labels[rows[at]]))];
+        let [promised, found] = (0..rows.len()).map(sums).fold([0.0; 2], |[p, y], [promised, found]| [p + promised, y + found]);
+        Calibration {
+            rows: rows.len() as u64,
+            positives: found as u64,
+            ratio: Some(promised / found).filter(|ratio| ratio.is_finite()),
+            ratio_ci95: ab::ratio_over(&clusters, ALPHA, sums).and_then(|ratio| ratio.interval).map(ends),
+        }
     };
-    rows.into_iter().map(|(level, rows)| (level.to_owned(), of(&rows))).collect()
+    rows_of.into_iter().map(|(level, rows)| (level.to_owned(), of(&rows))).collect()
 }
 
 // ---------------------------------------------------------------------------------------------------------------------- the table

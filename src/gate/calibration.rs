@@ -3,7 +3,7 @@
 //! Money is planned by the ratio, so a model that ranks better but promises a tenth too much is not let through. A band is broken only
 //! when the whole interval lies outside it: chance alone refuses nobody.
 
-use super::{Contest, GateSettings, Groups};
+use super::{Contest, GateSettings, Groups, Score};
 use crate::statistics::bootstrap::Clusters;
 use crate::statistics::{Estimate, Interval, ab};
 use serde::{Deserialize, Serialize};
@@ -26,13 +26,6 @@ pub struct GroupCalibration {
     pub ratio_ci: Option<Interval>,
 }
 
-/// Sum of predictions over sum of positives, its interval by the delta method over users. None without a positive.
-pub fn ratio(labels: &[bool], scores: &[f64], users: &[u64], alpha: f64) -> Option<Estimate> {
-    let sums = Clusters::new(users).sums(|row| [scores[row], f64::from(u8::from(labels[row]))]);
-    let (predicted, observed): (Vec<f64>, Vec<f64>) = sums.into_iter().map(|[predicted, observed]| (predicted, observed)).unzip();
-    Some(ab::ratio(&predicted, &observed)?.estimate(alpha))
-}
-
 /// Judges `scores` within each group that has [`GateSettings::group_positives`] positives.
 pub fn within(settings: &GateSettings, contest: &Contest<'_>, groups: &Groups<'_>, scores: &[f64]) -> GroupCalibration {
     let mut rows_of: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
@@ -49,10 +42,9 @@ pub fn within(settings: &GateSettings, contest: &Contest<'_>, groups: &Groups<'_
         if positives < settings.group_positives.max(1) {
             continue;
         }
-        let labels: Vec<bool> = rows.iter().map(|&row| contest.labels[row]).collect();
         let users: Vec<u64> = rows.iter().map(|&row| contest.users[row]).collect();
-        let scores: Vec<f64> = rows.iter().map(|&row| scores[row]).collect();
-        let Some(ratio) = ratio(&labels, &scores, &users, settings.alpha) else { continue };
+        let sums = |at: usize| [scores[rows[at]], f64::from(u8::from(contest.labels[rows[at]]))];
+        let Some(ratio) = ab::ratio_over(&Clusters::new(&users), settings.alpha, sums) else { continue };
         judged += 1;
         broken += u64::from(ratio.interval.is_some_and(|interval| outside(interval, settings.group_calibration)));
         if farthest.is_none_or(|(_, _, other)| ratio.value.ln().abs() > other.value.ln().abs()) {
@@ -72,13 +64,13 @@ pub fn within(settings: &GateSettings, contest: &Contest<'_>, groups: &Groups<'_
 }
 
 /// Why the challenger's probabilities cannot be trusted; none where they can, or where the day cannot tell.
-pub fn objection(settings: &GateSettings, overall: Option<Estimate>, groups: &[GroupCalibration]) -> Option<String> {
-    if let Some(Estimate { value, interval: Some(interval) }) = overall
+pub fn objection(settings: &GateSettings, challenger: &Score, groups: &[GroupCalibration]) -> Option<String> {
+    if let Some((ratio, interval)) = challenger.calibration_ratio.zip(challenger.calibration_ratio_ci)
         && outside(interval, settings.calibration)
     {
         let [low, high] = settings.calibration;
         return Some(format!(
-            "the challenger is not calibrated: it predicts {value:.3} [{:.3}, {:.3}] times the positives that came, [{low}, {high}] is allowed",
+            "the challenger is not calibrated: it predicts {ratio:.3} [{:.3}, {:.3}] times the positives that came, [{low}, {high}] is allowed",
             interval.low, interval.high
         ));
     }

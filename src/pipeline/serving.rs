@@ -264,18 +264,17 @@ pub async fn tables(segmented: &Done<Value>, planned: &Done<Value>) -> Result<Ta
 pub async fn off_policy(
     run: &Run,
     spec: &Spec,
-    staged: &Staged,
+    logged: &RecordBatch,
     tables: &Tables,
     previous: Option<&Commit>,
 ) -> Result<Option<ope::Evaluation>> {
-    let logged = impressions_to_measure(run, staged).await?;
-    if logged.num_rows() == 0 || optional_column::<Float64Array>(&logged, "propensity")?.is_none() {
+    if logged.num_rows() == 0 || optional_column::<Float64Array>(logged, "propensity")?.is_none() {
         return Ok(None);
     }
     let forecast = evaluate::Forecast::read(&tables.user_segments, &tables.segment_ads)?;
     let targets = |users: &RecordBatch, ads: &RecordBatch| match &forecast {
-        Some(forecast) => evaluate::forecast_targets(&logged, users, ads, forecast),
-        None => evaluate::champion_targets(&logged, users, ads),
+        Some(forecast) => evaluate::forecast_targets(logged, users, ads, forecast),
+        None => evaluate::champion_targets(logged, users, ads),
     };
     let tonight = targets(&tables.user_segments, &tables.segment_ads)?;
     let champion = match previous {
@@ -286,8 +285,8 @@ pub async fn off_policy(
         }
         None => None,
     };
-    let predicted = forecast.as_ref().map(|forecast| forecast.predict(&logged)).transpose()?;
-    evaluate::off_policy_value(&logged, &tonight, champion.as_ref(), predicted.as_ref(), &spec.evaluate.plan(), run.job.seed)
+    let predicted = forecast.as_ref().map(|forecast| forecast.predict(logged)).transpose()?;
+    evaluate::off_policy_value(logged, &tonight, champion.as_ref(), predicted.as_ref(), &spec.evaluate.plan(), run.job.seed)
 }
 
 /// What the admission looks at.

@@ -231,7 +231,5 @@ impl Watch {
 
 /// The most memory this process has held, MiB; 0 where the system does not say.
 pub fn peak_memory_mib() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok()).map_or(0, |kib| kib / 1024)
+    peak_memory_bytes().map_or(0, |bytes| bytes >> 20)
 }

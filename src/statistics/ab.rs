@@ -3,6 +3,7 @@
 //! The unit is the user: users repeat, so a click-through rate is a ratio of two sums over users and its variance comes from the delta
 //! method, never from the binomial formula. Formulas are those of GrowthBook's gbstats 0.8, to whose numbers the tests hold it.
 
+use super::bootstrap::Clusters;
 use super::distribution::{chi_square_upper, normal_critical, normal_upper, student_critical, student_two_sided};
 use super::moments::Moments;
 use super::{Estimate, Interval, finite};
@@ -103,6 +104,12 @@ pub fn mean(values: &[f64]) -> Option<Arm> {
 /// Sum of numerators over sum of denominators, a pair a user. None below two users or when the denominators sum to 0.
 pub fn ratio(numerators: &[f64], denominators: &[f64]) -> Option<Arm> {
     measure(Measure::Ratio(0, 1), &Moments::of(&[numerators, denominators]))
+}
+
+/// The ratio of two sums over rows; its interval comes from the spread between the clusters' sums (users), by the delta method.
+pub fn ratio_over(clusters: &Clusters, alpha: f64, row: impl Fn(usize) -> [f64; 2]) -> Option<Estimate> {
+    let (above, below): (Vec<f64>, Vec<f64>) = clusters.sums(row).into_iter().map(|[above, below]| (above, below)).unzip();
+    Some(ratio(&above, &below)?.estimate(alpha))
 }
 
 fn arm(users: u64, mean: f64, unadjusted_mean: f64, variance: f64) -> Option<Arm> {

@@ -5,6 +5,7 @@
 
 use super::bootstrap::Clusters;
 use super::{Estimate, ab};
+use std::collections::HashMap;
 
 /// One row: which stratum, whether of the compared kind rather than the reference, and its outcome.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -22,14 +23,24 @@ pub fn risk_ratio(rows: &[Row], alpha: f64) -> Option<Estimate> {
     let mut counts = vec![[0.0; 2]; strata];
     rows.iter().for_each(|row| counts[row.stratum as usize][usize::from(row.compared)] += 1.0);
     let users: Vec<u64> = rows.iter().map(|row| row.user).collect();
-    let sums = Clusters::new(&users).sums(|i| {
+    ab::ratio_over(&Clusters::new(&users), alpha, |i| {
         let row = rows[i];
         let [reference, compared] = counts[row.stratum as usize];
         let all = reference + compared;
         if row.compared { [row.outcome * reference / all, 0.0] } else { [0.0, row.outcome * compared / all] }
-    });
-    let (above, below): (Vec<f64>, Vec<f64>) = sums.into_iter().map(|[above, below]| (above, below)).unzip();
-    Some(ab::ratio(&above, &below)?.estimate(alpha))
+    })
+}
+
+/// The strata of rows by name, as numbers from 0 in the order in which they appear.
+pub fn strata(names: &[String]) -> Vec<u32> {
+    let mut numbers: HashMap<&str, u32> = HashMap::new();
+    names
+        .iter()
+        .map(|name| {
+            let next = numbers.len() as u32;
+            *numbers.entry(name.as_str()).or_insert(next)
+        })
+        .collect()
 }
 
 #[cfg(test)]
