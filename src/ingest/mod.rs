@@ -102,7 +102,7 @@ pub struct RawFacts {
     pub days: usize,
     pub rows: u64,
     pub bytes: u64,
-    /// Rows of the run date whose key another row of that day already has.
+    /// Rows of the run date whose key another row of that day, or of the folders just before it, already has.
     pub duplicates: u64,
 }
 

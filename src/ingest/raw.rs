@@ -11,7 +11,7 @@ use arrow::array::RecordBatch;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use bytes::Bytes;
 use chrono::{Days, NaiveDate};
-use datafusion::common::ScalarValue;
+use datafusion::common::{JoinType, ScalarValue};
 use datafusion::functions::expr_fn::{btrim, isnan, nullif};
 use datafusion::logical_expr::{Expr, cast, ident, lit, when};
 use datafusion::prelude::{DataFrame, SessionContext};
@@ -60,6 +60,7 @@ impl RawTables {
                 if decisive.contains(name.as_str()) && error.kind == Kind::InputMissing { as_privacy(error) } else { error }
             })? {
                 Some(table) => {
+                    skipped.extend(table.hole().map(|day| format!("raw table {name}: nothing for {day}, in the midst of its days")));
                     tables.insert(name.clone(), table);
                 }
                 None => skipped.push(format!("raw table {name}: nothing under {}", source.location)),
@@ -78,7 +79,7 @@ impl RawTables {
                 continue;
             };
             let found = table.check(rows, name, run.date).await.with_context(|| format!("raw table {name}, {}", run.date))?;
-            duplicates.insert(name.clone(), found);
+            duplicates.insert(name.clone(), found + table.delivered_again(run, &context, key).await?);
         }
         Ok(duplicates)
     }
@@ -108,6 +109,10 @@ fn as_privacy(error: Error) -> Error {
     Error::privacy(error)
         .action("deliver the suppression list of the date (an empty one if nobody asked) and run again; yesterday's table stays")
 }
+
+/// Folders of so many days before a day's are searched for rows that it delivers again: a repeated delivery comes the next day, or the one
+/// after a night that failed. Each costs a reading of its keys for every day of the history.
+const REDELIVERY_DAYS: u64 = 2;
 
 /// Which rows of a raw table a staging query sees.
 #[derive(Clone, Copy)]
@@ -162,7 +167,31 @@ impl RawTable {
                 format_args!("raw table {name} has nothing for {}: no file below {}", run.date, run.raw.locate(&folder)),
             ));
         }
-        Ok(found.map(|(format, schema)| Self { source: source.clone(), format, schema, files }))
+        let Some((format, schema)) = found else { return Ok(None) };
+        let table = Self { source: source.clone(), format, schema, files };
+        match table.hole().filter(|_| source.required) {
+            None => Ok(Some(table)),
+            Some(day) => Err(Error::new(
+                Kind::InputMissing,
+                format_args!(
+                    "raw table {name} has days before and after {day}, but nothing for it below {}",
+                    run.raw.locate(&source.location)
+                ),
+            )
+            .action(format_args!("deliver {day} (a file without rows if nothing happened) and run again"))),
+        }
+    }
+
+    /// The first day without files between the first and the last of a log's days. Features that count backwards would be too low over
+    /// it, and nobody would see why.
+    fn hole(&self) -> Option<NaiveDate> {
+        let days: BTreeSet<NaiveDate> =
+            self.files.iter().filter_map(|file| file.day).filter(|_| self.source.kind == SourceKind::Log).collect();
+        days.iter()
+            .zip(days.iter().skip(1))
+            .map(|(day, next)| (*day + Days::new(1), next))
+            .find(|(due, next)| due < *next)
+            .map(|(due, _)| due)
     }
 
     pub fn fingerprint(&self) -> String {
@@ -188,9 +217,12 @@ impl RawTable {
         if files.is_empty() {
             return Ok(None);
         }
-        let paths: Vec<String> = files.iter().map(|file| file.path.clone()).collect();
-        let mut frame = engine::files(context, &run.raw, &paths, self.format, self.schema.clone())?;
-        frame = frame.select(self.source.columns.keys().map(|name| self.expression(name, key)).collect::<Vec<_>>())?;
+        let mut frame = self.read(run, context, key, &files)?;
+        if let Scope::Day(day) = scope
+            && let Some(earlier) = self.delivered_before(run, context, key, day)?
+        {
+            frame = self.join_by_key(frame, earlier, JoinType::LeftAnti)?;
+        }
         if let Some(column) = &self.source.day_column {
             let (Scope::Day(last) | Scope::UpTo(last)) = scope;
             frame = frame.filter(engine::before(column, run.job.as_of(last)))?;
@@ -199,6 +231,40 @@ impl RawTable {
             }
         }
         Ok(Some(frame))
+    }
+
+    /// The contract's columns of some files.
+    fn read(&self, run: &Run, context: &SessionContext, key: &Key, files: &[&RawFile]) -> Result<DataFrame> {
+        let paths: Vec<String> = files.iter().map(|file| file.path.clone()).collect();
+        let frame = engine::files(context, &run.raw, &paths, self.format, self.schema.clone())?;
+        Ok(frame.select(self.source.columns.keys().map(|name| self.expression(name, key)).collect::<Vec<_>>())?)
+    }
+
+    /// Rows of the run date's folder that an earlier one had.
+    async fn delivered_again(&self, run: &Run, context: &SessionContext, key: &Key) -> Result<u64> {
+        let Some(earlier) = self.delivered_before(run, context, key, run.date)? else { return Ok(0) };
+        let files: Vec<&RawFile> = self.files.iter().filter(|file| file.day == Some(run.date)).collect();
+        Ok(self.join_by_key(self.read(run, context, key, &files)?, earlier, JoinType::LeftSemi)?.count().await? as u64)
+    }
+
+    /// What a log's earlier folders delivered that a day's folder may deliver again: a row counts on the day that had it first.
+    fn delivered_before(&self, run: &Run, context: &SessionContext, key: &Key, day: NaiveDate) -> Result<Option<DataFrame>> {
+        if self.source.kind != SourceKind::Log || self.source.key.is_empty() {
+            return Ok(None);
+        }
+        let recent = |of: NaiveDate| of < day && of >= day - Days::new(REDELIVERY_DAYS);
+        let files: Vec<&RawFile> = self.files.iter().filter(|file| file.day.is_some_and(recent)).collect();
+        if files.is_empty() { Ok(None) } else { self.read(run, context, key, &files).map(Some) }
+    }
+
+    /// The rows of `frame` whose key is (`LeftSemi`) or is not (`LeftAnti`) among those of `other`; a key with a NULL is nobody's.
+    fn join_by_key(&self, frame: DataFrame, other: DataFrame, kind: JoinType) -> Result<DataFrame> {
+        let theirs: Vec<String> = self.source.key.iter().map(|name| format!("earlier_{name}")).collect();
+        let other =
+            other.select(self.source.key.iter().zip(&theirs).map(|(name, theirs)| ident(name).alias(theirs)).collect::<Vec<_>>())?;
+        let names = |names: &[String]| names.iter().map(ident).collect::<Vec<Expr>>();
+        let equal = names(&self.source.key).into_iter().zip(names(&theirs)).map(|(ours, theirs)| ours.eq(theirs)).collect::<Vec<_>>();
+        Ok(frame.join_on(other, kind, equal)?)
     }
 
     /// No rows, with the contract's columns.

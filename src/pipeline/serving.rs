@@ -315,6 +315,8 @@ pub async fn proposal<'a>(
     let mut feasibility = targeting::tables::check(&whole);
     if tables.user_segments.num_rows() == 0 {
         feasibility.push("no user is in any released segment: nobody consents to being targeted, or all segments are too small".to_owned());
+    } else if column::<Int64Array>(&tables.segment_ads, "impressions_planned")?.iter().flatten().all(|planned| planned == 0) {
+        feasibility.push("no ad is planned for anybody: every budget is used up, or no ad runs on the day".to_owned());
     }
     Ok(Proposal {
         feasibility,

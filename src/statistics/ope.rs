@@ -206,7 +206,10 @@ pub fn evaluate(rounds: &Rounds<'_>, plan: &Plan, seed: u64) -> Result<Evaluatio
         evaluation.estimates.push(PolicyValue { estimator: Estimator::Mips, value: found.value, interval, bernstein: None });
     }
     let diagnostics = diagnose(&weights, &sums, plan.limits.clipped_ips, rounds.unsupported);
-    evaluation.verdict = verdict(&diagnostics, weights.len() as f64);
+    evaluation.verdict = match rewarded(rounds, &weights) {
+        false => Verdict::NotIdentified { reason: "the target policy shows no row that was rewarded: nothing bounds its value".into() },
+        true => verdict(&diagnostics, weights.len() as f64),
+    };
     evaluation.diagnostics = Some(diagnostics);
     Ok(evaluation)
 }
@@ -388,6 +391,12 @@ fn heaviest_hundredth(weights: &[f64]) -> f64 {
     let mut weights = weights.to_vec();
     weights.sort_unstable_by(|a, b| b.total_cmp(a));
     weights[..weights.len().div_ceil(100)].iter().sum()
+}
+
+/// Whether the target's rows hold any reward. Where they hold none every replicate of the bootstrap is the same number, and an interval
+/// without width would look like certainty.
+fn rewarded(rounds: &Rounds<'_>, weights: &[f64]) -> bool {
+    rounds.rewards.iter().zip(weights).any(|(reward, weight)| *reward != 0.0 && *weight > 0.0)
 }
 
 fn verdict(diagnostics: &Diagnostics, rows: f64) -> Verdict {
