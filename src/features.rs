@@ -8,7 +8,7 @@ use crate::ingest::Staged;
 use crate::platform::catalog::Query;
 use crate::platform::engine::{self, Format};
 use crate::platform::run::{Done, Run, Step};
-use arrow::array::RecordBatch;
+use arrow::array::{Array, RecordBatch};
 use arrow::datatypes::SchemaRef;
 use chrono::{DateTime, NaiveDate, Utc};
 use datafusion::prelude::{SessionContext, ident};
@@ -117,11 +117,19 @@ async fn snapshot(run: &Run, staged: &Staged, snapshots: &mut Snapshots, query: 
 async fn rows(context: &SessionContext, query: &Query, as_of: DateTime<Utc>) -> Result<RecordBatch> {
     let frame = engine::numbers_as_float64(engine::plan(context, query, as_of).await?)?;
     let order = query.grain.iter().map(|column| ident(column).sort(true, true)).collect();
-    let rows = engine::collect(frame.sort(order)?).await?;
+    let rows = engine::answer(frame.sort(order)?, query).await?;
     let key = query.grain.iter().map(|name| rows.column_by_name(name).cloned().ok_or(name));
     let key = key.collect::<std::result::Result<Vec<_>, _>>().map_err(|absent| {
         Error::usage(format_args!("{}: the header's grain names {absent}, which the query does not return", query.path.display()))
     })?;
+    if let Some((column, values)) = query.grain.iter().zip(&key).find(|(_, values)| values.null_count() > 0) {
+        return Err(Error::usage(format_args!(
+            "{}: {column} of the header's grain is NULL in {} rows",
+            query.path.display(),
+            values.null_count()
+        ))
+        .action(format_args!("leave these rows out: WHERE {column} IS NOT NULL")));
+    }
     let distinct = arrow::compute::partition(&key)?.len();
     if distinct < rows.num_rows() {
         return Err(Error::usage(format_args!(

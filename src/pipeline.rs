@@ -4,6 +4,7 @@
 //! resumes by itself. What the stages need of each other's files is in `learning` (models) and `serving` (tables).
 
 mod diagnosis;
+mod discard;
 mod facts;
 mod learning;
 mod lineage;
@@ -16,11 +17,14 @@ use crate::error::{Error, Result};
 use crate::platform::pseudonym::Key;
 use crate::platform::run::Run;
 use crate::spec::Spec;
-use crate::{admit, dataset, features, ingest, publish};
+use crate::targeting::arms::Assignment;
+use crate::{admit, dataset, features, ingest, publish, workbench};
+pub use discard::discard;
 pub use facts::{Facts, summary};
 pub use reports::{render_again, write_index, write_trend};
+use std::path::Path;
 
-/// Where a run may stop.
+/// Where a run may begin anew, and where it may stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 pub enum Stage {
     Ingest,
@@ -39,6 +43,8 @@ pub enum Stage {
 /// # Errors
 /// Of the stage that failed; nothing half-written is visible and yesterday's table is still served.
 pub async fn run(run: &Run, spec: &Spec, key: &Key, until: Stage) -> Result<Facts> {
+    // A slip in a query of the last stage must not be found after the hours of the first.
+    workbench::check(Path::new(&run.job.sql)).await?.sound()?;
     let mut facts = Facts::new(run);
     night(run, spec, key, until, &mut facts).await?;
     facts.timings = run.timings();
@@ -118,7 +124,8 @@ async fn night(run: &Run, spec: &Spec, key: &Key, until: Stage, facts: &mut Fact
     if admission.floor_broken {
         return Err(Error::privacy(admission.objections()).action("see [segments] floor of the job; yesterday's table stays"));
     }
-    let written = publish::write(run, &policy_version, &tables, &suppressed, spec.segments.floor, &planned.key).await?;
+    let assignment = Assignment::of(&spec.targeting, key);
+    let written = publish::write(run, &policy_version, &tables, &suppressed, spec.segments.floor, &planned.key, Some(&assignment)).await?;
     facts.written = Some(lineage::written(run, &written));
     facts.publish = Some(match admission.admitted {
         true => publish::commit(run, &written, Some(chosen.folder)).await?,

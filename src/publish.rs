@@ -4,8 +4,9 @@
 //! going back is a new commit. Suppression is applied here again, last, to the rows that are about to be served.
 
 use crate::error::{Context, Error, Kind, Result};
-use crate::platform::run::{Done, Run, Step};
+use crate::platform::run::{Done, MANIFEST, Manifest, Run, Step};
 use crate::platform::storage::{Created, FileEntry, Store, sha256};
+use crate::targeting::arms::Assignment;
 use crate::types::column;
 use arrow::array::{ArrayRef, BooleanArray, Float64Array, Int64Array, RecordBatch, StringArray};
 use arrow::compute::filter_record_batch;
@@ -80,6 +81,9 @@ pub struct TablesFacts {
     pub policy_version: String,
     pub run_date: NaiveDate,
     pub suppressed_rows: u64,
+    /// Absent in tables of earlier versions.
+    #[serde(default)]
+    pub assignment: Option<Assignment>,
 }
 
 const COMMITS: &str = "targeting/_commits";
@@ -115,11 +119,13 @@ pub async fn write(
     suppressed: &HashSet<String>,
     floor: u64,
     origin: &str,
+    assignment: Option<&Assignment>,
 ) -> Result<Done<TablesFacts>> {
     let names: BTreeSet<&String> = suppressed.iter().collect();
     let inputs = serde_json::json!({
         "policy_version": policy_version,
         "origin": origin,
+        "assignment": assignment,
         "suppressed": sha256(serde_json::to_string(&names)?.as_bytes()),
     });
     run.step(&format!("targeting/tables/dt={}", run.date), &inputs, async |step: &Step| {
@@ -133,7 +139,8 @@ pub async fn write(
         step.write_table("user_segments.parquet", &user_segments).await?;
         step.write_table("segment_ads.parquet", &tables.segment_ads).await?;
         step.write_table("shadow_ads.parquet", &tables.shadow_ads).await?;
-        Ok(TablesFacts { policy_version: policy_version.to_owned(), run_date: run.date, suppressed_rows })
+        let assignment = assignment.cloned();
+        Ok(TablesFacts { policy_version: policy_version.to_owned(), run_date: run.date, suppressed_rows, assignment })
     })
     .await
 }
@@ -181,7 +188,7 @@ pub async fn commit(run: &Run, tables: &Done<TablesFacts>, model: Option<String>
         facts.reason = format!("generation {} was published for the later date {}", later.generation, later.run_date);
         return Ok(facts);
     }
-    let manifest = tables.store.get("_manifest.json").await?;
+    let manifest = tables.store.get(MANIFEST).await?;
     let commit = Commit {
         generation: head.map_or(1, |head| head.generation + 1),
         job: run.job.name.clone(),
@@ -248,12 +255,31 @@ pub async fn rollback(run: &Run, to: &str, suppressed: &HashSet<String>, floor: 
             segment_ads: source.read_parquet("segment_ads.parquet").await?,
             shadow_ads: source.read_parquet("shadow_ads.parquet").await?,
         };
-        let copy = write(run, &wanted.policy_version, &tables, suppressed, floor, &wanted.manifest_sha256).await?;
+        let assignment = facts(&source).await?.assignment;
+        let origin = &wanted.manifest_sha256;
+        let copy = write(run, &wanted.policy_version, &tables, suppressed, floor, origin, assignment.as_ref()).await?;
         commit.tables = format!("targeting/tables/dt={}/{}", run.date, copy.key);
-        commit.manifest_sha256 = sha256(&copy.store.get("_manifest.json").await?);
+        commit.manifest_sha256 = sha256(&copy.store.get(MANIFEST).await?);
     }
     create(&run.output, &commit).await?;
     Ok(commit)
+}
+
+/// Who is in which arm of the tables in a folder.
+///
+/// # Errors
+/// `InputMissing` when the folder holds no published tables; `Usage` when their manifest does not say.
+pub async fn assignment(tables: &Store) -> Result<Assignment> {
+    facts(tables).await?.assignment.ok_or_else(|| {
+        Error::usage(format_args!("{} does not tell the arms of its table", tables.locate(MANIFEST)))
+            .action("name the job that published it: --job jobs/shop.toml")
+    })
+}
+
+async fn facts(tables: &Store) -> Result<TablesFacts> {
+    let manifest: Manifest<TablesFacts> = serde_json::from_slice(&tables.get(MANIFEST).await.context("reading published tables")?)
+        .map_err(|error| Error::contract(format_args!("{} is no manifest of published tables: {error}", tables.locate(MANIFEST))))?;
+    Ok(manifest.facts)
 }
 
 /// What the serving table says of one user.
@@ -270,7 +296,7 @@ pub struct Found {
 impl std::fmt::Display for Found {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         writeln!(f, "generation {}, {}", self.generation, self.policy_version)?;
-        write!(f, "segments: {}", if self.segments.is_empty() { "none".to_owned() } else { self.segments.join(", ") })?;
+        write!(f, "segments: {}", self.segments.join(", "))?;
         self.ads.iter().try_for_each(|(ad, probability)| write!(f, "\n  {:>6.2} %  {ad}", 100.0 * probability))
     }
 }
@@ -296,11 +322,11 @@ pub async fn lookup(output: &Store, pseudonym: &str) -> Result<Found> {
 
 /// Whether the tables of a commit are still the ones committed.
 async fn verify(tables: &Store, commit: &Commit) -> Result<()> {
-    let manifest = tables.get("_manifest.json").await.with_context(|| format!("tables of generation {}", commit.generation))?;
+    let manifest = tables.get(MANIFEST).await.with_context(|| format!("tables of generation {}", commit.generation))?;
     if sha256(&manifest) != commit.manifest_sha256 {
         return Err(Error::internal(format_args!(
             "{} is not the manifest that generation {} committed",
-            tables.locate("_manifest.json"),
+            tables.locate(MANIFEST),
             commit.generation
         )));
     }

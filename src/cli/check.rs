@@ -24,8 +24,9 @@ pub async fn run(jobs: &[PathBuf], output: Output) -> Result<()> {
             Err(error) => {
                 // The diagnostic names the file itself.
                 let message = error.to_string();
-                let message = message.strip_prefix(&format!("{}: ", path.display())).unwrap_or(&message).to_owned();
-                found.push(Diagnostic::error("job", message).within(path, ""));
+                let message =
+                    message.strip_prefix(&path.display().to_string()).map_or(message.as_str(), |rest| rest.trim_start_matches([':', ' ']));
+                found.push(Diagnostic::error("job", message.to_owned()).within(path, ""));
             }
         }
     }

@@ -38,8 +38,8 @@ async fn checks(job: &Path, place: &Place) -> Result<Vec<Checked>> {
         Ok(finding) => Checked { name, ok: true, finding },
         Err(error) => Checked { name, ok: false, finding: error.to_string() },
     };
-    let listed = async |place: &str| -> Result<String> {
-        let store = Store::open(place)?;
+    let listed = async |store: Result<Store>| -> Result<String> {
+        let store = store?;
         Ok(format!("{}: {} objects", store.locate(""), store.list("").await?.len()))
     };
     let checked = workbench::check(Path::new(&spec.sql)).await.and_then(workbench::Checked::sound);
@@ -47,8 +47,8 @@ async fn checks(job: &Path, place: &Place) -> Result<Vec<Checked>> {
     Ok(vec![
         check("spec", Ok(format!("{}: job {}", job.display(), spec.name))),
         check("sql", planned),
-        check("raw", listed(place.raw.as_deref().unwrap_or(&spec.store.raw)).await),
-        check("output", listed(place.out.as_deref().unwrap_or(&spec.store.output)).await),
+        check("raw", listed(Store::open_existing(place.raw.as_deref().unwrap_or(&spec.store.raw))).await),
+        check("output", listed(Store::open(place.out.as_deref().unwrap_or(&spec.store.output))).await),
         check("key", Key::read(&spec.privacy).map(|key| format!("pseudonym key {}", key.fingerprint()))),
         check("libtorch", libtorch(&spec)),
         check("cores", Ok(std::thread::available_parallelism().map_or("unknown".to_owned(), |cores| cores.to_string()))),

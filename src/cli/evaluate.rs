@@ -55,7 +55,7 @@ pub struct Ab {
     #[arg(long, env = "NIGHTMARKET_UNIT")]
     unit: Option<String>,
     /// Every unit has one row: nothing needs to be grouped, and a unit in two arms would not be seen.
-    #[arg(long)]
+    #[arg(long, env = "NIGHTMARKET_ONE_ROW_PER_UNIT")]
     one_row_per_unit: bool,
     /// Column of the arm.
     #[arg(long, env = "NIGHTMARKET_ARM")]

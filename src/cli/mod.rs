@@ -1,5 +1,6 @@
 //! The command line: results on stdout, logs on stderr, every flag also a NIGHTMARKET_* variable. Each group of commands has a file.
 
+mod bug;
 mod check;
 mod doctor;
 mod evaluate;
@@ -10,13 +11,14 @@ mod shell;
 mod sql;
 mod train;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ingest;
 use crate::platform::catalog::{Catalog, IdDomain};
 use crate::platform::pseudonym::Key;
 use crate::platform::run::{Run, resolve_date};
 use crate::platform::storage::Store;
 use crate::publish::{self, Commit, CommitKind};
+use crate::segments::EVERYONE;
 use crate::spec::Spec;
 use crate::telemetry::termination;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
@@ -66,7 +68,7 @@ pub enum Command {
         #[command(flatten)]
         at: JobDate,
         /// Generation or policy version to go back to.
-        #[arg(long)]
+        #[arg(long, env = "NIGHTMARKET_TO")]
         to: String,
     },
     /// Which segments a user is in and which ads they are shown, by the table that serves now.
@@ -75,7 +77,7 @@ pub enum Command {
         #[arg(env = "NIGHTMARKET_JOB")]
         job: PathBuf,
         /// The shop's own id of the user.
-        #[arg(long)]
+        #[arg(long, env = "NIGHTMARKET_USER")]
         user: String,
         #[command(flatten)]
         place: Place,
@@ -152,9 +154,13 @@ pub fn start_logging(cli: &Cli) {
 
 /// Runs one command.
 pub fn run(cli: Cli) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let termination_log = cli.termination_log.clone();
-    let ended = runtime.block_on(dispatch(cli));
+    let doing = std::env::args().skip(1).collect::<Vec<_>>().join(" ");
+    bug::keep_quiet();
+    let ended = bug::caught(&doing, || {
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        runtime.block_on(dispatch(cli))
+    });
     if let (Some(path), Err(error)) = (termination_log, &ended)
         && let Err(unwritten) = termination::write(&path, &termination::of_failure(error))
     {
@@ -185,6 +191,14 @@ async fn dispatch(cli: Cli) -> Result<()> {
             let spec = Spec::read(&job)?;
             let pseudonym = Key::read(&spec.privacy)?.pseudonym(IdDomain::User, user.trim());
             let found = publish::lookup(&output_store(&spec, &place)?, &pseudonym).await?;
+            if found.segments.is_empty() {
+                let whose = format!("user {} is in no segment of generation {}", user.trim(), found.generation);
+                return Err(Error::usage(format_args!(
+                    "{whose} ({}): unknown, suppressed, without consent, or in none of them",
+                    found.policy_version
+                ))
+                .action(format_args!("look at the id; ad servers show whom they do not know the ads of segment {EVERYONE}")));
+            }
             print(output, &found, || found.to_string())
         }
         Command::Report(what) => report::run(what, output).await,
@@ -220,7 +234,7 @@ fn open_with(at: &JobDate, mut spec: Spec, catalog: Catalog) -> Result<(Run, Spe
     if let Some(threads) = at.place.threads {
         spec.engine.threads = threads;
     }
-    let raw = Store::open(at.place.raw.as_deref().unwrap_or(&spec.store.raw))?;
+    let raw = Store::open_existing(at.place.raw.as_deref().unwrap_or(&spec.store.raw))?;
     let out = Store::open(at.place.out.as_deref().unwrap_or(&spec.store.output))?;
     let key = Key::read(&spec.privacy)?;
     Ok((Run::new(job, date, raw, out, catalog, spec.engine.clone()), spec, key))

@@ -6,14 +6,19 @@ use crate::pipeline::{self, Stage};
 use crate::telemetry::{self, Listeners, termination};
 use chrono::NaiveDate;
 use clap::Args;
+use serde_json::Value;
 use std::path::{Path, PathBuf};
 
 #[derive(Debug, Args)]
 pub struct Night {
     #[command(flatten)]
     at: JobDate,
+    /// Do this stage and the later ones again although their steps are finished. What a commit refers to, its tables and its
+    /// model, is immutable and stays: a published night is recomputed and measured again, and serves on as it is.
+    #[arg(long, value_enum, env = "NIGHTMARKET_FROM", value_name = "STAGE")]
+    from: Option<Stage>,
     /// Stop after this stage.
-    #[arg(long, value_enum, default_value = "report", env = "NIGHTMARKET_UNTIL")]
+    #[arg(long, value_enum, default_value = "report", env = "NIGHTMARKET_UNTIL", value_name = "STAGE")]
     until: Stage,
     #[command(flatten)]
     listeners: Listeners,
@@ -36,23 +41,51 @@ pub struct Backfill {
 }
 
 pub async fn run(night: Night, output: Output, termination_log: Option<&Path>) -> Result<()> {
-    one(&night.at, night.until, &night.listeners, output, termination_log).await
+    if let Some(from) = night.from.filter(|from| *from > night.until) {
+        let [from, until] = [from, night.until].map(|stage| format!("{stage:?}").to_lowercase());
+        return Err(Error::usage(format_args!("--from {from} lies after --until {until}")));
+    }
+    let (json, text) = one(&night.at, night.from, night.until, &night.listeners, termination_log).await?;
+    print(output, &json, || text)
 }
 
+/// As JSON one document: what the nights found, oldest first, up to one that failed.
 pub async fn backfill(nights: Backfill, output: Output, termination_log: Option<&Path>) -> Result<()> {
     let Backfill { job, start, end, place, listeners } = nights;
     if start > end {
         return Err(Error::usage(format_args!("--start {start} lies after --end {end}")));
     }
+    let mut found = Vec::new();
+    let mut ended = Ok(());
     for date in start.iter_days().take_while(|date| *date <= end) {
         let at = JobDate { job: job.clone(), date: date.to_string(), place: place.clone() };
-        one(&at, Stage::Report, &listeners, output, termination_log).await.with_context(|| date.to_string())?;
+        match one(&at, None, Stage::Report, &listeners, termination_log).await.with_context(|| date.to_string()) {
+            Ok((json, _)) if output == Output::Json => found.push(json),
+            Ok((json, text)) => print(output, &json, || text)?,
+            Err(error) => {
+                ended = Err(error);
+                break;
+            }
+        }
     }
-    Ok(())
+    if output == Output::Json {
+        print(output, &found, String::new)?;
+    }
+    ended
 }
 
-async fn one(at: &JobDate, until: Stage, listeners: &Listeners, output: Output, termination_log: Option<&Path>) -> Result<()> {
+/// Runs one night; gives its facts and its summary.
+async fn one(
+    at: &JobDate,
+    from: Option<Stage>,
+    until: Stage,
+    listeners: &Listeners,
+    termination_log: Option<&Path>,
+) -> Result<(Value, String)> {
     let (run, spec, key) = open(at)?;
+    if let Some(from) = from {
+        pipeline::discard(&run, &spec, from).await?;
+    }
     telemetry::started(&run, listeners).await;
     let facts = match pipeline::run(&run, &spec, &key, until).await {
         Ok(facts) => facts,
@@ -71,6 +104,6 @@ async fn one(at: &JobDate, until: Stage, listeners: &Listeners, output: Output, 
     {
         tracing::warn!(%error, "the end of the night could not be told");
     }
-    let text = pipeline::summary(&facts)?;
-    print(output, &json, || text)
+    let text = pipeline::summary(&facts, until)?;
+    Ok((json, text))
 }

@@ -24,7 +24,7 @@ pub enum Sql {
         /// A table's name or its file.
         file: String,
         /// The plan instead: what the engine makes of the query. With --as-of, over that day's rows.
-        #[arg(long)]
+        #[arg(long, env = "NIGHTMARKET_PLAN")]
         plan: bool,
         #[command(flatten)]
         at: At,
@@ -35,7 +35,8 @@ pub enum Sql {
         file: String,
         #[command(flatten)]
         at: At,
-        #[arg(long, default_value_t = 10)]
+        /// Rows that are shown.
+        #[arg(long, default_value_t = 10, env = "NIGHTMARKET_LIMIT")]
         limit: usize,
     },
     /// Run the .slt files beside the queries.
@@ -43,7 +44,7 @@ pub enum Sql {
         #[command(flatten)]
         which: Which,
         /// Fill in the answers instead; read the diff.
-        #[arg(long)]
+        #[arg(long, env = "NIGHTMARKET_BLESS")]
         bless: bool,
     },
     /// What a change of a file does to its table: rows by key, and how far each column moved.
@@ -51,7 +52,7 @@ pub enum Sql {
         /// A table's name or its file.
         file: String,
         /// A git revision of the file, or `run`: the snapshot that the last run left of the date.
-        #[arg(long, default_value = "HEAD")]
+        #[arg(long, default_value = "HEAD", env = "NIGHTMARKET_AGAINST")]
         against: String,
         #[command(flatten)]
         at: At,
@@ -60,10 +61,10 @@ pub enum Sql {
     Graph {
         #[command(flatten)]
         which: Which,
-        #[arg(long, value_enum, default_value_t = Format::Text)]
+        #[arg(long, value_enum, default_value_t = Format::Text, env = "NIGHTMARKET_FORMAT")]
         format: Format,
         /// Which column is made of which, too.
-        #[arg(long)]
+        #[arg(long, env = "NIGHTMARKET_COLUMNS")]
         columns: bool,
     },
     /// Write a commented feature file and its test, to begin with.
@@ -76,7 +77,7 @@ pub enum Sql {
     /// Ask the shop's tables as of a date.
     Shell {
         /// Answer this one question and end.
-        #[arg(short, long)]
+        #[arg(short, long, env = "NIGHTMARKET_COMMAND")]
         command: Option<String>,
         #[command(flatten)]
         at: At,
@@ -233,7 +234,7 @@ impl At {
         let date = match &self.as_of {
             Some(date) => date.clone(),
             None => {
-                let raw = Store::open(self.place.raw.as_deref().unwrap_or(&spec.store.raw))?;
+                let raw = Store::open_existing(self.place.raw.as_deref().unwrap_or(&spec.store.raw))?;
                 tables::latest_day(&raw, catalog).await?.to_string()
             }
         };

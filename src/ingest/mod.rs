@@ -146,7 +146,7 @@ pub async fn run(run: &Run, settings: &Settings, key: &Key) -> Result<Staged> {
 /// Runs one of the shop's checks: a row it returns is a violation.
 async fn check(run: &Run, staged: &Staged, query: &Query) -> Result<()> {
     let context = staged.as_of(run, run.date, None, query.reads.iter().map(String::as_str))?;
-    let violations = engine::collect(engine::plan(&context, query, run.as_of()).await?).await?.num_rows();
+    let violations = engine::answer(engine::plan(&context, query, run.as_of()).await?, query).await?.num_rows();
     match violations {
         0 => Ok(()),
         _ => Err(Error::contract(format_args!("check {}: {violations} violations as of {}", query.path.display(), run.date))

@@ -6,6 +6,7 @@ use crate::platform::catalog::{ColumnKind, Source, SourceKind};
 use crate::platform::engine::{self, Format};
 use crate::platform::pseudonym::Key;
 use crate::platform::run::Run;
+use crate::platform::storage::parquet_table;
 use crate::types::column;
 use arrow::array::RecordBatch;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
@@ -78,10 +79,37 @@ impl RawTables {
                 duplicates.insert(name.clone(), 0);
                 continue;
             };
-            let found = table.check(rows, name, run.date).await.with_context(|| format!("raw table {name}, {}", run.date))?;
-            duplicates.insert(name.clone(), found + table.delivered_again(run, &context, key).await?);
+            let checked = async { Ok(table.check(rows, name, run.date).await? + table.delivered_again(run, &context, key).await?) };
+            let found = match checked.await {
+                Ok(found) => found,
+                Err(error) => {
+                    let error = self.blame(run, [name.as_str()], error).await;
+                    return Err(error.context(format_args!("raw table {name}, {}", run.date)));
+                }
+            };
+            duplicates.insert(name.clone(), found);
         }
         Ok(duplicates)
+    }
+
+    /// An error met while reading the tables named, put down to the file that cannot be read when there is one: the engine does
+    /// not say which it was reading.
+    pub async fn blame<'a>(&self, run: &Run, names: impl IntoIterator<Item = &'a str>, error: Error) -> Error {
+        if !matches!(error.kind, Kind::Contract | Kind::Internal) {
+            return error;
+        }
+        for table in names.into_iter().filter_map(|name| self.tables.get(name)).filter(|table| table.format == Format::Parquet) {
+            for file in &table.files {
+                let Ok(bytes) = run.raw.get(&file.path).await else { continue };
+                // The decoder may panic over what it was promised never to see.
+                let read = tokio::task::spawn_blocking(move || parquet_table(bytes).map(drop)).await;
+                if let Err(why) = read.unwrap_or_else(|_| Err(Error::contract("its pages are damaged"))) {
+                    return Error::contract(format_args!("{} is damaged: {why}", run.raw.locate(&file.path)))
+                        .action("deliver the file again and run again");
+                }
+            }
+        }
+        error
     }
 
     pub fn facts(&self, duplicates: &BTreeMap<String, u64>) -> Vec<RawFacts> {

@@ -3,7 +3,7 @@
 use super::people::Allowed;
 use super::raw::{RawTables, Scope, day_of};
 use super::{Staged, StagedFile, Table, TableFacts};
-use crate::error::{Context, Error, Result};
+use crate::error::{Error, Result};
 use crate::platform::catalog::Query;
 use crate::platform::engine;
 use crate::platform::pseudonym::Key;
@@ -126,7 +126,10 @@ async fn staged_rows(run: &Run, raw: &RawTables, staged: &Staged, query: &Query,
     let order = ["user_id", "occurred_at"].into_iter().filter(|column| names.iter().any(|name| name == column));
     let order = order.chain(query.grain.iter().map(String::as_str)).map(|column| ident(column).sort(true, true)).collect();
     let day = day.map(|day| format!(" for {day}")).unwrap_or_default();
-    let rows = engine::collect(rows.sort(order)?).await.with_context(|| format!("running {}{day}", query.path.display()))?;
+    let rows = match engine::answer(rows.sort(order)?, query).await {
+        Ok(rows) => rows,
+        Err(error) => return Err(raw.blame(run, query.sources(), error).await.context(format_args!("table {}{day}", query.name))),
+    };
     let twice = rows.num_rows() - distinct(&rows, &query.grain)?;
     if twice > 0 {
         let grain = query.grain.join(", ");

@@ -1,5 +1,6 @@
 //! What the night found, section by section: the JSON behind the report, and the ten lines a person reads first.
 
+use super::Stage;
 use super::diagnosis::Diagnosis;
 use super::learning::{Judged, ModelFacts};
 use super::lineage::{Configuration, Lineage, Written};
@@ -147,8 +148,8 @@ impl Facts {
     }
 }
 
-/// The night in ten lines.
-pub fn summary(facts: &Facts) -> Result<String, serde_json::Error> {
+/// The night in ten lines; fewer when it stopped on the way.
+pub fn summary(facts: &Facts, until: Stage) -> Result<String, serde_json::Error> {
     let json = serde_json::to_value(facts)?;
     let text = |path: &str| match json.pointer(path) {
         None | Some(Value::Null) => "-".to_owned(),
@@ -191,30 +192,50 @@ pub fn summary(facts: &Facts) -> Result<String, serde_json::Error> {
         none if none == "-" => "the arms of the logs, before any table".to_owned(),
         version => version,
     };
+    let ended = match until >= Stage::Publish {
+        true => format!("{} {}", text("/publish/state"), text("/publish/reason")),
+        false => format!("stopped after {}", format!("{until:?}").to_lowercase()),
+    };
     let lines = [
-        format!("{} {}: {} {}", text("/run/job"), text("/run/date"), text("/publish/state"), text("/publish/reason")),
-        format!(
-            "input      {} raw rows in {} tables; {dropped} rows of suppressed or unconsenting people dropped",
-            sum("/ingest/raw", "rows"),
-            count("/ingest/raw")
+        (Stage::Ingest, format!("{} {}: {ended}", text("/run/job"), text("/run/date"))),
+        (
+            Stage::Ingest,
+            format!(
+                "input      {} raw rows in {} tables; {dropped} rows of suppressed or unconsenting people dropped",
+                sum("/ingest/raw", "rows"),
+                count("/ingest/raw")
+            ),
         ),
-        format!("features   {} snapshots, {} rows", count("/features"), sum("/features", "rows")),
-        format!("examples   {}; {}; {}", splits("train"), splits("valid"), splits("test")),
-        format!("model      {}; {}; {}", score("challenger"), score("baseline"), score("champion")),
-        format!("gate       {}: {}", text("/gate/kind"), text("/gate/reason")),
-        format!("segments   {} segments, {} users released", count("/segments/segments"), text("/segments/users_released")),
-        format!(
-            "targeting  {} campaigns, {} impressions planned, {} of {} budget",
-            count("/targeting/campaigns"),
-            sum("/targeting/campaigns", "planned_impressions"),
-            sum("/targeting/campaigns", "planned_spend").round(),
-            sum("/targeting/campaigns", "budget").round()
+        (Stage::Features, format!("features   {} snapshots, {} rows", count("/features"), sum("/features", "rows"))),
+        (Stage::Dataset, format!("examples   {}; {}; {}", splits("train"), splits("valid"), splits("test"))),
+        (Stage::Gate, format!("model      {}; {}; {}", score("challenger"), score("baseline"), score("champion"))),
+        (Stage::Gate, format!("gate       {}: {}", text("/gate/kind"), text("/gate/reason"))),
+        (
+            Stage::Segments,
+            format!("segments   {} segments, {} users released", count("/segments/segments"), text("/segments/users_released")),
         ),
-        format!(
-            "measured   {served}: {}",
-            if arms.is_empty() { "nothing was shown".to_owned() } else { format!("CTR of {}", arms.join(", ")) }
+        (
+            Stage::Targeting,
+            format!(
+                "targeting  {} campaigns, {} impressions planned, {} of {} budget",
+                count("/targeting/campaigns"),
+                sum("/targeting/campaigns", "planned_impressions"),
+                sum("/targeting/campaigns", "planned_spend").round(),
+                sum("/targeting/campaigns", "budget").round()
+            ),
         ),
-        format!("report     {} ({seconds:.0} s; {} skipped)", facts.report.as_deref().unwrap_or("-"), facts.skipped.len()),
+        (
+            Stage::Report,
+            format!(
+                "measured   {served}: {}",
+                if arms.is_empty() { "nothing was shown".to_owned() } else { format!("CTR of {}", arms.join(", ")) }
+            ),
+        ),
+        (
+            Stage::Publish,
+            format!("report     {} ({seconds:.0} s; {} skipped)", facts.report.as_deref().unwrap_or("-"), facts.skipped.len()),
+        ),
     ];
+    let lines: Vec<String> = lines.into_iter().filter(|(stage, _)| *stage <= until).map(|(_, line)| line).collect();
     Ok(lines.join("\n"))
 }

@@ -3,7 +3,7 @@
 //! SQL here is always one SELECT with `$as_of` bound; it reads tables that a stage registered and nothing else: no files, no
 //! clock, no randomness.
 
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, Kind, Result};
 use crate::platform::catalog::Query;
 use crate::platform::storage::Store;
 use arrow::array::RecordBatch;
@@ -150,6 +150,17 @@ fn refuse_impure(plan: &LogicalPlan) -> Result<()> {
         }
         None => Ok(()),
     }
+}
+
+/// Runs the plan of a query, as [`collect`]; an error names the query's file.
+pub async fn answer(frame: DataFrame, query: &Query) -> Result<RecordBatch> {
+    collect(frame).await.map_err(|error| {
+        let error = error.context(format_args!("running {}", query.path.display()));
+        match error.kind {
+            Kind::Contract => error.action("guard the query against such rows (NULLIF, TRY_CAST), or mend the input, and run again"),
+            _ => error,
+        }
+    })
 }
 
 /// Runs a plan; the rows come as one batch of plain columns (no views, no dictionaries), in the plan's order.

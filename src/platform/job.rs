@@ -9,6 +9,7 @@ use crate::platform::diagnostic::Diagnostic;
 use chrono::{DateTime, Days, Duration, NaiveDate, NaiveTime, TimeZone, Utc};
 use chrono_tz::Tz;
 use serde::de::DeserializeOwned;
+use std::path::Path;
 
 /// What a run must know of its job whatever the stage: the part of a spec above its sections, checked.
 #[derive(Clone, Debug, PartialEq)]
@@ -38,25 +39,30 @@ impl Job {
     }
 }
 
-/// TOML to a value; an unknown key or a wrong type is an error with the line and, for a key, the nearest known one.
+/// TOML to a value; an unknown key or a wrong type is an error with file, line and, for a key, the nearest known one.
 pub fn parse_toml<T: DeserializeOwned>(text: &str, file: &str) -> Result<T> {
-    toml::from_str(text).map_err(|error| {
-        let hint = suggestion(error.message()).map(|name| format!("\n  did you mean `{name}`?")).unwrap_or_default();
-        Error::usage(format_args!("{file}: {}{hint}", error.to_string().trim_end()))
-    })
+    parse_toml_or_fault(text).map_err(|fault| Error::usage(fault.within(Path::new(file), text)))
 }
 
 /// As [`parse_toml`]; what is wrong comes with its place in the text.
 #[expect(clippy::result_large_err, reason = "the few diagnostics of a check are made once and printed")]
 pub fn parse_toml_or_fault<T: DeserializeOwned>(text: &str) -> Result<T, Diagnostic> {
-    toml::from_str(text).map_err(|error| {
+    toml::from_str(text).map_err(|error: toml::de::Error| {
         let at = error.span().unwrap_or(0..0);
-        let fault = Diagnostic::error("toml", error.message()).at(at.clone(), "here");
-        match suggestion(error.message()) {
-            Some(near) => fault.help("a key of a similar name exists").suggest(at, near),
-            None => fault,
+        let message = error.message();
+        match (unknown(message), suggestion(message)) {
+            (Some(key), Some(near)) => {
+                let fault = Diagnostic::error("toml", format!("unknown key {key}")).at(at.clone(), "here");
+                fault.help("a key of a similar name exists").suggest(at, near)
+            }
+            _ => Diagnostic::error("toml", message).at(at, "here"),
         }
     })
+}
+
+/// The key in ``unknown field `a`, expected one of `b`, `c` ``.
+fn unknown(message: &str) -> Option<&str> {
+    message.strip_prefix("unknown field `")?.split('`').next()
 }
 
 /// The nearest of the names that serde lists in ``unknown field `a`, expected one of `b`, `c` ``.
@@ -81,7 +87,7 @@ mod tests {
             learning_rate: f64,
         }
         let error = parse_toml::<Spec>("epochs = 3\nlerning_rate = 0.1\n", "jobs/x.toml").expect_err("refused").to_string();
-        assert!(error.contains("line 2") && error.contains("did you mean `learning_rate`?"), "{error}");
+        assert!(error == "jobs/x.toml:2:1: unknown key lerning_rate; did you mean learning_rate?", "{error}");
     }
 
     #[test]

@@ -89,6 +89,10 @@ impl Key {
         hex(&mac.finalize().into_bytes()[..16])
     }
 
+    pub fn version(&self) -> u32 {
+        self.version
+    }
+
     /// Names the key without telling it, for step keys and manifests.
     pub fn fingerprint(&self) -> String {
         let mut mac = self.mac.clone();

@@ -21,6 +21,9 @@ use std::time::Instant;
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 pub const GIT_SHA: &str = env!("NIGHTMARKET_GIT_SHA");
 
+/// Written last into the folder of a step: without it the step is unfinished.
+pub const MANIFEST: &str = "_manifest.json";
+
 /// What every stage is given.
 pub struct Run {
     pub job: Job,
@@ -146,7 +149,7 @@ impl Run {
                 files.sort_by(|a, b| a.path.cmp(&b.path));
                 let (version, git_sha) = (VERSION.to_owned(), GIT_SHA.to_owned());
                 let manifest = Manifest { step: folder.to_owned(), key: key.clone(), inputs, files, facts, version, git_sha };
-                store.put("_manifest.json", serde_json::to_vec_pretty(&manifest)?.into()).await?;
+                store.put(MANIFEST, serde_json::to_vec_pretty(&manifest)?.into()).await?;
                 (Done { store, key, facts: manifest.facts, files: manifest.files }, false)
             }
         };
@@ -176,9 +179,9 @@ impl Run {
 
 /// The manifest of a step whose every file is whole, when there is one.
 async fn finished<T: DeserializeOwned>(store: &Store) -> Result<Option<Manifest<T>>> {
-    let Some(bytes) = store.get_optional("_manifest.json").await? else { return Ok(None) };
+    let Some(bytes) = store.get_optional(MANIFEST).await? else { return Ok(None) };
     let Ok(manifest) = serde_json::from_slice::<Manifest<T>>(&bytes) else {
-        tracing::warn!(path = %store.locate("_manifest.json"), "unreadable manifest: the step is done again");
+        tracing::warn!(path = %store.locate(MANIFEST), "unreadable manifest: the step is done again");
         return Ok(None);
     };
     for file in &manifest.files {

@@ -72,14 +72,32 @@ impl Store {
         let url = locate(location)?;
         if url.scheme() == "file" {
             let folder = url.to_file_path().map_err(|()| Error::usage(format_args!("store {location} is not a local path")))?;
-            std::fs::create_dir_all(&folder).with_context(|| format!("making store folder {}", folder.display()))?;
-            let inner = object_store::local::LocalFileSystem::new_with_prefix(&folder)?;
+            // A full disk may have room again; nothing else here mends itself.
+            let unusable = |error: std::io::Error| match error.kind() {
+                std::io::ErrorKind::StorageFull | std::io::ErrorKind::Interrupted => Error::from(error),
+                _ => Error::usage(error),
+            };
+            std::fs::create_dir_all(&folder).map_err(unusable).with_context(|| format!("store {location}: making its folder"))?;
+            let inner = object_store::local::LocalFileSystem::new_with_prefix(&folder).map_err(Error::usage);
+            let inner = inner.with_context(|| format!("store {location}"))?;
             return Ok(Self::over(Arc::new(inner), url));
         }
         let options = std::env::vars().filter(|(name, _)| ["AWS_", "GOOGLE_", "AZURE_"].iter().any(|prefix| name.starts_with(prefix)));
         let options = options.map(|(name, value)| (name.to_ascii_lowercase(), value));
-        let (inner, prefix) = object_store::parse_url_opts(&url, options).with_context(|| format!("opening store {location}"))?;
+        // Nothing is asked of the store yet: what fails here is the URL or a setting.
+        let opened = object_store::parse_url_opts(&url, options).map_err(Error::usage);
+        let (inner, prefix) = opened.with_context(|| format!("store {location}"))?;
         Ok(Self { root: inner.into(), prefix, url })
+    }
+
+    /// As [`Store::open`], for a place that must be there already: a folder of this machine is not made.
+    pub fn open_existing(location: &str) -> Result<Self> {
+        if let Ok(folder) = locate(location)?.to_file_path()
+            && !folder.is_dir()
+        {
+            return Err(Error::usage(format_args!("store {location}: there is no folder {}", folder.display())));
+        }
+        Self::open(location)
     }
 
     /// A store over a given implementation; tests use it to inject faults.

@@ -5,6 +5,7 @@
 //! money bias their comparison upward (arXiv 2012.08724).
 
 use crate::error::{Error, Result};
+use crate::platform::pseudonym::Key;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
@@ -80,6 +81,31 @@ impl Shares {
     pub fn part(&self, amount: i64, arm: Arm) -> i64 {
         // In billionths, rounded down; the thousandth of one makes up for what 0.85 lacks as a float.
         (i128::from(amount) * ((self.of(arm) * 1e9 + 1e-3) as i128) / 1_000_000_000) as i64
+    }
+}
+
+/// Who is in which arm of a table: all that an ad server must know besides its rows. The tables' manifest tells it.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+pub struct Assignment {
+    pub salt: String,
+    pub shares: Shares,
+    /// Of the key of the table's pseudonyms: its version, and its name without the secret.
+    pub key_version: u32,
+    pub key: String,
+}
+
+impl Assignment {
+    pub fn of(settings: &super::Settings, key: &Key) -> Self {
+        Self { salt: settings.salt.clone(), shares: settings.shares, key_version: key.version(), key: key.fingerprint() }
+    }
+
+    /// Under another key every user would be a stranger to the table.
+    pub fn check_key(&self, key: &Key) -> Result<()> {
+        if self.key == key.fingerprint() {
+            return Ok(());
+        }
+        Err(Error::usage(format_args!("the table's pseudonyms come from key {}, not from {}", self.key, key.fingerprint()))
+            .action("give the key with which the table was published"))
     }
 }
 

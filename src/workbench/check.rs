@@ -197,6 +197,17 @@ fn describe(query: &Query, select: &Select, plan: &Plan, schema: &SchemaRef) -> 
     }
 }
 
+/// The stages of the night that read a canonical table by its name; the dataset joins every feature table.
+const STAGES: [(&str, &[&str]); 7] = [
+    ("ads", &["dataset", "segments", "targeting", "admit", "evaluate"]),
+    ("campaigns", &["targeting", "admit", "evaluate"]),
+    ("categories", &["model", "segments", "admit"]),
+    ("consents", &["ingest"]),
+    ("events", &["dataset"]),
+    ("impressions", &["dataset", "segments", "targeting", "admit", "evaluate"]),
+    ("suppressions", &["ingest", "publish"]),
+];
+
 /// Tells each table who reads it, and each column what is made of it.
 fn link(tables: &mut [Planned]) {
     let mut readers: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
@@ -216,6 +227,11 @@ fn link(tables: &mut [Planned]) {
     }
     for table in tables {
         table.read_by = readers.remove(&table.name).unwrap_or_default();
+        let stages = STAGES.iter().filter(|(name, _)| table.room == "staging" && *name == table.name).flat_map(|(_, stages)| *stages);
+        table.read_by.extend(stages.map(|stage| format!("the night's {stage}")));
+        if table.room == "features" {
+            table.read_by.insert("the night's dataset".to_owned());
+        }
         for column in &mut table.columns {
             column.used_by = users.remove(&format!("{}.{}", table.name, column.name)).unwrap_or_default();
         }

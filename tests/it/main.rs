@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod browser;
+mod command_line;
 mod evaluate;
 mod generate;
 mod k8s;

@@ -41,6 +41,47 @@ fn a_second_run_of_a_published_night_changes_nothing() {
     assert_eq!(shop.history(), before);
 }
 
+/// The folders of the steps that were done, not taken from an earlier run.
+fn done_anew(facts: &pipeline::Facts) -> Vec<&str> {
+    facts.timings.iter().filter(|timing| !timing.reused).map(|timing| timing.stage.split('/').next().unwrap_or_default()).collect()
+}
+
+#[test]
+fn from_a_stage_on_the_steps_are_done_again_but_what_is_committed_stays() {
+    let shop = Shop::served();
+    let before = (shop.history(), shop.published(&shop.history()[0]));
+    let written = |shop: &Shop| {
+        std::fs::metadata(shop.root.join("out").join(&shop.history()[0].tables).join("_manifest.json")).unwrap().modified().unwrap()
+    };
+    let untouched = written(&shop);
+    let run = shop.run(DATE);
+    let discarded = block_on(pipeline::discard(&run, &shop.spec, Stage::Model)).expect("discards");
+    assert!(discarded >= 3, "gate, diagnosis, segments, plan: {discarded}");
+    let facts = shop.night(DATE).expect("runs again");
+    let mut anew = done_anew(&facts);
+    anew.sort();
+    anew.dedup();
+    // The commit refers to the model and to the tables; a folder of its own has the rest.
+    assert_eq!(anew, ["diagnosis", "gate", "segments", "targeting"]);
+    assert_eq!(facts.publish.as_ref().expect("a finding").state, State::AlreadyPublished);
+    assert_eq!((shop.history(), shop.published(&shop.history()[0])), before);
+    assert_eq!(written(&shop), untouched, "the committed folder is not written again");
+}
+
+#[test]
+fn a_night_without_a_commit_begins_again_where_it_is_told_to() {
+    let shop = Shop::small();
+    let until = |stage| block_on(pipeline::run(&shop.run(DATE), &shop.spec, &key(), stage)).expect("runs");
+    until(Stage::Features);
+    assert_eq!(done_anew(&until(Stage::Features)), Vec::<&str>::new());
+    block_on(pipeline::discard(&shop.run(DATE), &shop.spec, Stage::Features)).expect("discards");
+    let facts = until(Stage::Features);
+    let anew = done_anew(&facts);
+    assert!(!anew.is_empty() && anew.iter().all(|stage| *stage == "features"), "{anew:?}");
+    let all = facts.timings.iter().filter(|timing| timing.stage.starts_with("features/")).count();
+    assert_eq!(anew.len(), all, "every snapshot of the night is made again");
+}
+
 #[test]
 fn killed_ten_times_and_run_again_it_publishes_the_same_bytes_once() {
     let (whole, killed) = (Shop::small(), Shop::small());
@@ -69,6 +110,49 @@ fn killed_ten_times_and_run_again_it_publishes_the_same_bytes_once() {
     assert_eq!(killed.history().len(), 1, "one commit");
     let commit = &whole.history()[0];
     assert_eq!(whole.published(commit), killed.published(commit));
+}
+
+/// Whether a folder or one below holds a file of a name that begins so, or any file.
+fn holds(folder: &Path, name: &str) -> bool {
+    std::fs::read_dir(folder).into_iter().flatten().flatten().any(|entry| match entry.path() {
+        path if path.is_dir() => holds(&path, name),
+        path => path.file_name().is_some_and(|file| file.to_string_lossy().starts_with(name)),
+    })
+}
+
+#[test]
+fn killed_at_each_moment_of_the_commit_it_publishes_the_same_bytes_once() {
+    let (whole, killed) = (Shop::served(), Shop::small());
+    let out = killed.root.join("out");
+    // In the order in which a night writes them, each for the first time.
+    let moments = [
+        (out.join(format!("targeting/tables/dt={DATE}")), ""),
+        (out.join(format!("targeting/tables/dt={DATE}")), "_manifest.json"),
+        (out.join("targeting/_commits"), ""),
+        (out.join("reports"), ""),
+    ];
+    let night = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_nightmarket"));
+        command.args(["run", &killed.spec_file().display().to_string(), "--date", &DATE.to_string()]);
+        command.env("NIGHTMARKET_PSEUDONYM_KEY", SECRET).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+        command
+    };
+    for (folder, name) in moments {
+        let mut child = night().spawn().expect("starts");
+        while !holds(&folder, name) && child.try_wait().expect("waited").is_none() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        child.kill().expect("killed, or already gone");
+        child.wait().expect("reaped");
+        assert!(holds(&folder, name), "the night ended before it wrote {name} in {}", folder.display());
+        // A reader sees no commit, or one whose tables are whole.
+        for commit in killed.history() {
+            assert_eq!(whole.published(&commit), killed.published(&commit), "{}", folder.display());
+        }
+    }
+    assert!(night().status().expect("starts").success());
+    assert_eq!(whole.history(), killed.history());
+    assert_eq!(killed.history().len(), 1, "one commit");
 }
 
 /// Labels of a user before the floor, best first.
@@ -126,6 +210,11 @@ fn three_nights_close_the_loop() {
         let json = serde_json::to_value(&measured).unwrap();
         let arms = json["arms"].as_array().expect("arms");
         let truth = true_ctr(&shop, date);
+        // What targeting really did, as the world knows it, lies in the interval that the report gives.
+        let lift = json["lift"].as_array().expect("lifts").iter().find(|lift| lift["metric"] == "ctr").expect("of the CTR");
+        let (low, high) = (lift["absolute"]["interval"]["low"].as_f64(), lift["absolute"]["interval"]["high"].as_f64());
+        let true_lift = truth["champion"] - truth["holdout"];
+        assert!(low.unwrap() <= true_lift && true_lift <= high.unwrap(), "{date}: true lift {true_lift}, reported {lift}");
         for arm in arms {
             let (name, ctr) = (arm["arm"].as_str().unwrap(), &arm["ctr"]);
             let truth = truth[name];

@@ -194,7 +194,7 @@ fn a_list_tells_columns_with_their_comments_and_where_they_come_from_and_go() {
     let checked = small.checked();
     let spent = checked.table("user__spent").expect("planned");
     assert_eq!((spent.owner.as_deref(), spent.tested, spent.tags.len()), (Some("growth"), true, 2));
-    assert_eq!(spent.read_by, BTreeSet::from(["user__level".to_owned()]));
+    assert_eq!(spent.read_by, BTreeSet::from(["the night's dataset".to_owned(), "user__level".to_owned()]));
     let column = |name: &str| spent.columns.iter().find(|column| column.name == name).expect(name);
     assert_eq!((column("spent_30d").kind.as_str(), column("spent_30d").comment.as_deref()), ("DOUBLE", Some("CNY")));
     assert_eq!(column("n_views_30d").kind, "DOUBLE", "features hold every number as DOUBLE");
