@@ -63,7 +63,7 @@ async fn main() -> nightmarket::error::Result<()> {
         peak_mib(),
         std::thread::available_parallelism().map_or(0, |n| n.get())
     );
-    println!("{}\n", pipeline::summary(&facts)?);
+    println!("{}\n", pipeline::summary(&facts, Stage::Report)?);
     against_truth(&run, &facts, &key).await
 }
 

@@ -6,6 +6,7 @@
 use crate::error::{Context, Error, Result};
 use crate::ingest::Staged;
 use crate::platform::catalog::Query;
+use crate::platform::checks::Checks;
 use crate::platform::engine::{self, Format};
 use crate::platform::run::{Done, Run, Step};
 use arrow::array::{Array, RecordBatch};
@@ -14,6 +15,19 @@ use chrono::{DateTime, NaiveDate, Utc};
 use datafusion::prelude::{SessionContext, ident};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
+
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// The share of the devices and users on whom the night tests that no feature knows the future; 0 = no test.
+    pub leak_share: f64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { leak_share: 0.02 }
+    }
+}
 
 /// The feature tables of the night, by day.
 #[derive(Clone, Debug)]
@@ -66,6 +80,29 @@ pub async fn only(run: &Run, staged: &Staged, days: &BTreeSet<NaiveDate>, wanted
         }
     }
     Ok(snapshots)
+}
+
+/// Asks what the headers of the feature files say of their columns, of the run date's snapshot.
+///
+/// # Errors
+/// `Contract`, with the query and some rows of every violation that is an error.
+pub async fn check(run: &Run, staged: &Staged, snapshots: &Snapshots) -> Result<Checks> {
+    let mut checks = Checks::default();
+    let context = engine::session(&run.engine)?;
+    snapshots.register(&context, run.date, None, |_| true)?;
+    let there = |context: &SessionContext, name: &str| context.table_exist(name).unwrap_or(false);
+    for query in run.catalog.features.iter().filter(|query| there(&context, &query.name)) {
+        for expected in &query.expectations {
+            if let Some(other) = expected.reads().filter(|other| !there(&context, other)) {
+                staged.register(&context, run, other, run.date, None)?;
+            }
+            if expected.reads().is_none_or(|other| there(&context, other)) {
+                checks.ask(&context, &expected.of(query), run.as_of()).await?;
+            }
+        }
+    }
+    checks.judge()?;
+    Ok(checks)
 }
 
 async fn snapshot(run: &Run, staged: &Staged, snapshots: &mut Snapshots, query: &Query, day: NaiveDate) -> Result<()> {

@@ -3,7 +3,7 @@
 use crate::error::{Context, Error, Result};
 use crate::platform::job::{Job, parse_toml};
 use crate::platform::{engine, pseudonym};
-use crate::{dataset, evaluate, gate, ingest, model, report, segments, targeting};
+use crate::{dataset, evaluate, features, gate, ingest, model, report, segments, targeting};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -26,6 +26,8 @@ pub struct Spec {
     pub privacy: pseudonym::Settings,
     #[serde(default)]
     pub ingest: ingest::Settings,
+    #[serde(default)]
+    pub features: features::Settings,
     #[serde(default)]
     pub dataset: dataset::Settings,
     #[serde(default)]
@@ -70,6 +72,9 @@ impl Spec {
         if self.engine.buckets == 0 {
             return Err(Error::usage("[engine] buckets must be at least 1"));
         }
+        if !(0.0..=1.0).contains(&self.features.leak_share) {
+            return Err(Error::usage("[features] leak_share must lie between 0 and 1"));
+        }
         let needed = self.dataset.train_days + 3 * (self.dataset.label_window_days + 1);
         if needed > self.ingest.history_days {
             return Err(Error::usage(format_args!(
@@ -94,6 +99,8 @@ impl Spec {
         let sections = value.as_object_mut().expect("a spec is a table");
         sections.remove("store");
         sections.remove("report");
+        // Tests alone.
+        sections.remove("features");
         if let Some(engine) = sections.get_mut("engine").and_then(serde_json::Value::as_object_mut) {
             engine.retain(|key, _| key == "buckets");
         }

@@ -4,8 +4,10 @@ use super::{JobDate, Output, Place, open_with, print};
 use crate::error::{Error, Result};
 use crate::platform::catalog::{Catalog, Query};
 use crate::platform::diagnostic::{Diagnostic, Severity};
+use crate::platform::run::resolve_date;
 use crate::platform::storage::Store;
 use crate::spec::Spec;
+use crate::workbench::leak::{Case, Other};
 use crate::workbench::{self, Checked, Desk, Planned, Shell, select, tables, text};
 use clap::{Args, Subcommand, ValueEnum};
 use std::collections::BTreeSet;
@@ -54,6 +56,16 @@ pub enum Sql {
         /// A git revision of the file, or `run`: the snapshot that the last run left of the date.
         #[arg(long, default_value = "HEAD", env = "NIGHTMARKET_AGAINST")]
         against: String,
+        #[command(flatten)]
+        at: At,
+    },
+    /// Whether a feature knows the future: it must come out the same without what came after the date, and with that shuffled.
+    Leak {
+        /// As for `sql list`; all features when none is named.
+        selectors: Vec<String>,
+        /// The share of the devices and users that is looked at.
+        #[arg(long, env = "NIGHTMARKET_LEAK_SHARE", default_value_t = 1.0)]
+        share: f64,
         #[command(flatten)]
         at: At,
     },
@@ -145,6 +157,7 @@ pub async fn run(command: Sql, output: Output) -> Result<()> {
             };
             print(output, &diff, || diff.text())
         }
+        Sql::Leak { selectors, share, at } => leak(&selectors, share, &at, output).await,
         Sql::Graph { which, format, columns } => {
             let shop = which.shop()?;
             let checked = checked(&shop).await?;
@@ -241,6 +254,27 @@ impl At {
         let (run, spec, key) = open_with(&JobDate { job, date, place: self.place.clone() }, spec, catalog.clone())?;
         Ok(Desk { run, ingest: spec.ingest, key })
     }
+}
+
+/// Tests features as of a date on all the logs there are.
+async fn leak(selectors: &[String], share: f64, at: &At, output: Output) -> Result<()> {
+    if !(share > 0.0 && share <= 1.0) {
+        return Err(Error::usage(format_args!("--share {share} is no share: more than 0, at most 1")));
+    }
+    let shop = at.shop.folder(selectors.first().map(String::as_str))?;
+    let checked = checked(&shop).await?;
+    let chosen = select::select(&checked.catalog, selectors, None)?;
+    let all = At { as_of: None, ..at.clone() };
+    let desk = all.desk(&shop, &checked.catalog).await?;
+    let day = match &at.as_of {
+        Some(date) => resolve_date(date, &desk.run.job)?,
+        None => desk.run.day(1),
+    };
+    let others = [Other::Happened, Other::Arrived, Other::Shuffled];
+    let case = Case { run: &desk.run, ingest: &desk.ingest, key: &desk.key, day, share, features: chosen, others: &others };
+    let found = workbench::leak::test(&case).await?;
+    print(output, &found, || found.text())?;
+    found.refuse()
 }
 
 /// A shop that is good enough to work with: files that are broken are left out, and the log says so.

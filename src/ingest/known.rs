@@ -1,6 +1,6 @@
 //! What was known when: the canonical tables as of a day's cut-off.
 
-use super::{Staged, StagedFile, Table};
+use super::{Checks, IngestFacts, Staged, StagedFile, Table};
 use crate::error::Result;
 use crate::platform::catalog::SourceKind;
 use crate::platform::engine::{self, Format};
@@ -12,8 +12,13 @@ use datafusion::common::ScalarValue;
 use datafusion::functions::expr_fn::coalesce;
 use datafusion::logical_expr::{ident, lit, when};
 use datafusion::prelude::{DataFrame, SessionContext};
+use std::collections::BTreeMap;
 
 impl Staged {
+    pub(super) fn nothing(fingerprint: String) -> Self {
+        Self { tables: BTreeMap::new(), people: None, facts: IngestFacts::default(), checks: Checks::default(), fingerprint }
+    }
+
     pub fn has(&self, table: &str) -> bool {
         self.tables.contains_key(table)
     }

@@ -5,14 +5,16 @@
 //! What must hold afterwards: every staged row belongs to somebody who may be profiled; every later stage sees the tables only
 //! through [`Staged::as_of`], which shows what was known at a day's cut-off and nothing later.
 
+mod contract;
 mod known;
 mod people;
 mod raw;
+mod replay;
 mod staging;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::platform::catalog::{Catalog, Query, SourceKind};
-use crate::platform::engine;
+use crate::platform::checks::{Check, Checks};
 use crate::platform::pseudonym::Key;
 use crate::platform::run::Run;
 use crate::platform::storage::Store;
@@ -21,6 +23,7 @@ use chrono::NaiveDate;
 use people::Allowed;
 pub use people::suppressed;
 use raw::RawTables;
+pub use replay::{Logs, Part};
 use serde::{Deserialize, Serialize};
 pub use staging::bucket_of;
 use staging::stage;
@@ -58,6 +61,8 @@ pub struct Staged {
     /// Who may be targeted and measured; absent when consent is not applicable.
     pub people: Option<People>,
     pub facts: IngestFacts,
+    /// What was asked of the raw tables, and what is only worth a warning.
+    pub checks: Checks,
     /// Hash of every input byte, contract and staging query.
     pub fingerprint: String,
 }
@@ -120,8 +125,8 @@ const PEOPLE_TABLES: [&str; 2] = ["suppressions", "consents"];
 
 pub async fn run(run: &Run, settings: &Settings, key: &Key) -> Result<Staged> {
     let raw = RawTables::discover(run, settings, |_| true).await?;
-    let duplicates = raw.check_day(run, key).await?;
-    let mut staged = Staged { tables: BTreeMap::new(), people: None, facts: IngestFacts::default(), fingerprint: raw.fingerprint() };
+    let (duplicates, checks) = raw.check_day(run, key).await?;
+    let mut staged = Staged { checks, ..Staged::nothing(raw.fingerprint()) };
     let (first, rest): (Vec<_>, Vec<_>) = run.catalog.staging.iter().partition(|query| decides_people(&run.catalog, &query.name));
     for query in first {
         stage(run, &raw, &mut staged, query, key, &Allowed::Everybody).await?;
@@ -137,28 +142,36 @@ pub async fn run(run: &Run, settings: &Settings, key: &Key) -> Result<Staged> {
     staged.people = (settings.consent == Consent::Required).then_some(People { target: people.target, measure: people.measure });
     staged.facts.raw = raw.facts(&duplicates);
     staged.facts.skipped = raw.skipped;
-    for query in &run.catalog.checks {
-        check(run, &staged, query).await?;
-    }
     Ok(staged)
 }
 
-/// Runs one of the shop's checks: a row it returns is a violation.
-async fn check(run: &Run, staged: &Staged, query: &Query) -> Result<()> {
-    let context = staged.as_of(run, run.date, None, query.reads.iter().map(String::as_str))?;
-    let violations = engine::answer(engine::plan(&context, query, run.as_of()).await?, query).await?.num_rows();
-    match violations {
-        0 => Ok(()),
-        _ => Err(Error::contract(format_args!("check {}: {violations} violations as of {}", query.path.display(), run.date))
-            .action("look at the rows with `nightmarket sql preview` of the tables it reads, and mend the input")),
+/// Asks what the headers of the canonical tables say of their columns, and the shop's own checks, as of the run date.
+///
+/// # Errors
+/// `Contract`, with the query and some rows of every violation that is an error.
+pub async fn check(run: &Run, staged: &Staged) -> Result<Checks> {
+    let mut checks = Checks::default();
+    for query in run.catalog.staging.iter().filter(|query| staged.has(&query.name)) {
+        for expected in query.expectations.iter().filter(|expected| expected.reads().is_none_or(|other| staged.has(other))) {
+            let tables = [query.name.as_str()].into_iter().chain(expected.reads());
+            let context = staged.as_of(run, run.date, None, tables)?;
+            checks.ask(&context, &expected.of(query), run.as_of()).await?;
+        }
     }
+    for query in run.catalog.checks.iter().filter(|query| query.reads.iter().all(|table| staged.has(table))) {
+        let context = staged.as_of(run, run.date, None, query.reads.iter().map(String::as_str))?;
+        let check = Check { name: query.path.display().to_string(), severity: query.severity, sql: query.sql.clone() };
+        checks.ask(&context, &check, run.as_of()).await?;
+    }
+    checks.judge()?;
+    Ok(checks)
 }
 
 /// The pseudonyms on the run date's suppression list, from that list alone: nothing else of the date need have arrived.
 pub async fn suppressed_on(run: &Run, settings: &Settings, key: &Key) -> Result<HashSet<String>> {
     let sources = run.catalog.sources_of("suppressions");
     let raw = RawTables::discover(run, settings, |name| sources.contains(name)).await?;
-    let mut staged = Staged { tables: BTreeMap::new(), people: None, facts: IngestFacts::default(), fingerprint: raw.fingerprint() };
+    let mut staged = Staged::nothing(raw.fingerprint());
     let feeds = |query: &Query| !query.sources().any(|source| !sources.contains(source));
     for query in run.catalog.staging.iter().filter(|query| decides_people(&run.catalog, &query.name) && feeds(query)) {
         stage(run, &raw, &mut staged, query, key, &Allowed::Everybody).await?;

@@ -1,8 +1,9 @@
 //! Raw tables: what lies under the raw root for the window of the night, checked against its contract, read with pseudonyms for ids.
 
-use super::{RawFacts, Settings};
+use super::{RawFacts, Settings, contract};
 use crate::error::{Context, Error, Kind, Result};
 use crate::platform::catalog::{ColumnKind, Source, SourceKind};
+use crate::platform::checks::Checks;
 use crate::platform::engine::{self, Format};
 use crate::platform::pseudonym::Key;
 use crate::platform::run::Run;
@@ -70,12 +71,13 @@ impl RawTables {
         Ok(Self { tables, history_days: settings.history_days, skipped })
     }
 
-    /// Checks the run date's rows against the contracts; gives the duplicates by table.
-    pub async fn check_day(&self, run: &Run, key: &Key) -> Result<BTreeMap<String, u64>> {
+    /// Checks the run date's rows against the contracts; gives the duplicates by table, and what is no error but worth a warning.
+    pub async fn check_day(&self, run: &Run, key: &Key) -> Result<(BTreeMap<String, u64>, Checks)> {
         let mut duplicates = BTreeMap::new();
+        let mut checks = Checks::default();
         for (name, table) in &self.tables {
             let context = engine::session(&run.engine)?;
-            let Some(rows) = table.scan(run, &context, key, Scope::Day(run.date))? else {
+            let Some(rows) = table.scan(run, &context, key, Scope::Delivered(run.date))? else {
                 duplicates.insert(name.clone(), 0);
                 continue;
             };
@@ -88,8 +90,10 @@ impl RawTables {
                 }
             };
             duplicates.insert(name.clone(), found);
+            contract::ask(run, &context, key, name, table, &mut checks).await?;
         }
-        Ok(duplicates)
+        checks.judge()?;
+        Ok((duplicates, checks))
     }
 
     /// An error met while reading the tables named, put down to the file that cannot be read when there is one: the engine does
@@ -146,6 +150,8 @@ const REDELIVERY_DAYS: u64 = 2;
 #[derive(Clone, Copy)]
 pub(super) enum Scope {
     Day(NaiveDate),
+    /// As [`Scope::Day`], with the rows that an earlier day delivered already.
+    Delivered(NaiveDate),
     /// A log whole; a snapshot as of the day.
     UpTo(NaiveDate),
 }
@@ -222,6 +228,17 @@ impl RawTable {
             .map(|(due, _)| due)
     }
 
+    /// Rows of each day that lies in a folder of its own.
+    pub fn rows_by_day(&self) -> BTreeMap<NaiveDate, u64> {
+        let mut rows = BTreeMap::new();
+        for file in &self.files {
+            if let Some(day) = file.day {
+                *rows.entry(day).or_default() += file.rows;
+            }
+        }
+        rows
+    }
+
     pub fn fingerprint(&self) -> String {
         let contract = serde_json::to_string(&self.source).expect("a contract serialises");
         let text: String = self.files.iter().map(|file| format!("{} {:032x}\n", file.path, file.fingerprint)).collect();
@@ -233,7 +250,7 @@ impl RawTable {
     pub fn scan(&self, run: &Run, context: &SessionContext, key: &Key, scope: Scope) -> Result<Option<DataFrame>> {
         let snapshot = self.source.kind == SourceKind::Snapshot;
         let wanted = |day: NaiveDate| match scope {
-            Scope::Day(of) => day == of,
+            Scope::Day(of) | Scope::Delivered(of) => day == of,
             Scope::UpTo(of) if snapshot => day <= of,
             Scope::UpTo(_) => true,
         };
@@ -252,9 +269,9 @@ impl RawTable {
             frame = self.join_by_key(frame, earlier, JoinType::LeftAnti)?;
         }
         if let Some(column) = &self.source.day_column {
-            let (Scope::Day(last) | Scope::UpTo(last)) = scope;
+            let (Scope::Day(last) | Scope::Delivered(last) | Scope::UpTo(last)) = scope;
             frame = frame.filter(engine::before(column, run.job.as_of(last)))?;
-            if let Scope::Day(day) = scope {
+            if let Scope::Day(day) | Scope::Delivered(day) = scope {
                 frame = frame.filter(engine::before(column, run.job.as_of(day - Days::new(1))).is_false())?;
             }
         }
@@ -271,8 +288,8 @@ impl RawTable {
     /// Rows of the run date's folder that an earlier one had.
     async fn delivered_again(&self, run: &Run, context: &SessionContext, key: &Key) -> Result<u64> {
         let Some(earlier) = self.delivered_before(run, context, key, run.date)? else { return Ok(0) };
-        let files: Vec<&RawFile> = self.files.iter().filter(|file| file.day == Some(run.date)).collect();
-        Ok(self.join_by_key(self.read(run, context, key, &files)?, earlier, JoinType::LeftSemi)?.count().await? as u64)
+        let Some(rows) = self.scan(run, context, key, Scope::Delivered(run.date))? else { return Ok(0) };
+        Ok(self.join_by_key(rows, earlier, JoinType::LeftSemi)?.count().await? as u64)
     }
 
     /// What a log's earlier folders delivered that a day's folder may deliver again: a row counts on the day that had it first.

@@ -12,10 +12,12 @@ use crate::dataset::DatasetFacts;
 use crate::evaluate::EvaluationFacts;
 use crate::features::{FeatureFacts, Snapshots};
 use crate::ingest::{IngestFacts, Staged};
+use crate::platform::checks::Checks;
 use crate::platform::run::{Done, GIT_SHA, Run, Timing, VERSION};
 use crate::publish::PublishFacts;
 use crate::report::changes::Change;
 use crate::statistics::ope;
+use crate::workbench::leak::Leaks;
 use chrono::{DateTime, NaiveDate, Utc};
 use serde::Serialize;
 use serde_json::Value;
@@ -29,8 +31,10 @@ const SCHEMA_VERSION: u32 = 1;
 pub struct Facts {
     pub schema_version: u32,
     pub run: RunFacts,
+    pub checks: Checks,
     pub ingest: Option<IngestFacts>,
     pub features: Vec<FeatureFacts>,
+    pub leak: Option<Leaks>,
     pub dataset: Option<Datasets>,
     pub model: Option<ModelFacts>,
     pub gate: Option<Judged>,
@@ -96,8 +100,10 @@ impl Facts {
         Self {
             schema_version: SCHEMA_VERSION,
             run: facts,
+            checks: Checks::default(),
             ingest: None,
             features: Vec::new(),
+            leak: None,
             dataset: None,
             model: None,
             gate: None,
@@ -121,6 +127,11 @@ impl Facts {
             took: None,
             report: None,
         }
+    }
+
+    pub(super) fn checked(&mut self, more: &Checks) {
+        self.checks.asked += more.asked;
+        self.checks.violations.extend(more.violations.iter().cloned());
     }
 
     pub(super) fn ingested(&mut self, staged: &Staged, policy_version: &str) {

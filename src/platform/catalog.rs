@@ -4,7 +4,8 @@
 //! needs no configuration. `sources.toml` holds the contract of each raw table.
 
 use crate::error::{Error, Result};
-use crate::platform::diagnostic::Severity;
+use crate::platform::diagnostic;
+use crate::platform::expectation::{Expectation, Severity};
 use crate::platform::survey::{Survey, survey};
 use arrow::datatypes::{DataType, TimeUnit};
 use serde::{Deserialize, Serialize};
@@ -45,11 +46,30 @@ pub struct Source {
     /// Duplicates of it are counted and reported; staging removes them.
     #[serde(default)]
     pub key: Vec<String>,
+    /// A key of the run date that comes twice, in a log also on an earlier day, is a violation.
+    #[serde(default)]
+    pub unique: bool,
     /// Fewest and most rows of the run date's day.
     #[serde(default)]
     pub min_rows: Option<u64>,
     #[serde(default)]
     pub max_rows: Option<u64>,
+    /// The column that says when a row's event happened; later ones are not known yet. An outcome (a click, an order) has none: it
+    /// counts from its arrival.
+    #[serde(default)]
+    pub occurred_at: Option<String>,
+    /// The column that says when a row was delivered.
+    #[serde(default)]
+    pub arrived_at: Option<String>,
+    /// The newest row of the run date is at most so much older than its end.
+    #[serde(default)]
+    pub freshness_hours: Option<f64>,
+    /// Fewest and most rows of the run date, as shares of the median of the seven nights before.
+    #[serde(default)]
+    pub rows_within: Option<[f64; 2]>,
+    /// What a violation of `unique`, `freshness_hours` and `rows_within` does.
+    #[serde(default)]
+    pub severity: Severity,
     pub columns: BTreeMap<String, Column>,
 }
 
@@ -75,6 +95,17 @@ pub struct Column {
     /// An optional column may be absent; it is then all NULL.
     #[serde(default)]
     pub optional: bool,
+    /// The numbers between which it lies, ends included; NULL does.
+    #[serde(default)]
+    pub min: Option<f64>,
+    #[serde(default)]
+    pub max: Option<f64>,
+    /// The values it may have beside NULL; of a number, as it is written.
+    #[serde(default)]
+    pub accepted: Vec<String>,
+    /// What a violation of these does.
+    #[serde(default)]
+    pub severity: Severity,
 }
 
 fn yes() -> bool {
@@ -130,6 +161,10 @@ pub struct Query {
     pub daily: Option<String>,
     /// What its FROM names: `raw.events`, `events`.
     pub reads: BTreeSet<String>,
+    /// What the header says of the columns.
+    pub expectations: Vec<Expectation>,
+    /// Of a check: what its rows do.
+    pub severity: Severity,
     pub sha256: String,
 }
 
@@ -157,7 +192,7 @@ impl Catalog {
     /// `Usage`, naming file and line, for a file that is not one SELECT, lies about its header or stands in a cycle.
     pub fn load(folder: &Path) -> Result<Self> {
         let Survey { catalog, diagnostics, .. } = survey(folder)?;
-        let mut errors = diagnostics.into_iter().filter(|found| found.severity == Severity::Error);
+        let mut errors = diagnostics.into_iter().filter(|found| found.severity == diagnostic::Severity::Error);
         match errors.next() {
             None => Ok(catalog),
             Some(first) => Err(match errors.count() {

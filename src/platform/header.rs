@@ -5,11 +5,17 @@ use crate::platform::diagnostic::Diagnostic;
 use std::ops::Range;
 
 /// The fields that a header may have, each with what it says.
-pub const FIELDS: [(&str, &str); 4] = [
+pub const FIELDS: [(&str, &str); 10] = [
     ("grain", "the columns that make a row unique"),
     ("owner", "the team that answers for it"),
     ("tags", "words to select tables by"),
     ("daily", "the raw table of which each day is staged once"),
+    ("not_null", "columns that are never NULL"),
+    ("unique", "columns of which no value comes twice"),
+    ("accepted", "the values that a column may have"),
+    ("range", "the numbers between which a column lies"),
+    ("relationship", "the column of another table in which each value stands"),
+    ("severity", "of a check: error stops the night, warn is told"),
 ];
 
 /// A header's lines, as written.
@@ -80,6 +86,8 @@ impl Header {
                 faults.push(Diagnostic::error("header", format!("the header says {name} twice")).at(name_at.clone(), "again"));
             } else if value.is_empty() {
                 faults.push(Diagnostic::error("header", format!("the header's {name} is empty")).at(name_at.clone(), "of what?"));
+            } else if name == "severity" && !matches!(value.as_str(), "error" | "warn") {
+                faults.push(Diagnostic::error("header", format!("no severity is called {value}")).at(value_at.clone(), "error or warn"));
             } else if name == "grain" {
                 let columns = self.list("grain");
                 if let Some(twice) = columns.iter().enumerate().find(|(at, column)| columns[..*at].contains(column)) {

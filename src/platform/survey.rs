@@ -3,8 +3,9 @@
 //! A broken file takes nothing else with it: whoever reads it is not to blame, and all that is wrong is found in one go.
 
 use crate::error::{Error, Result};
-use crate::platform::catalog::{Catalog, Query, Source, nearest};
+use crate::platform::catalog::{Catalog, ColumnKind, Query, Source, nearest};
 use crate::platform::diagnostic::{Diagnostic, Severity};
+use crate::platform::expectation::{Severity as Level, expectations};
 use crate::platform::header::Header;
 use crate::platform::statement;
 use crate::platform::storage::sha256;
@@ -87,15 +88,40 @@ fn read_sources(path: &Path, text: &str) -> (Option<BTreeMap<String, Source>>, V
         let ways = [source.partition.is_some(), source.day_column.is_some(), source.whole];
         ways.into_iter().filter(|way| *way).count() != 1
     });
-    let faults = undecided.map(|(name, _)| {
+    let fault = |name: &str, message: String, label: &str| {
         let title = format!("[{name}]");
         let at = text.find(&title).unwrap_or(0);
-        Diagnostic::error("sources", format!("raw table {name} needs exactly one of partition, day_column, whole"))
-            .at(at..at + title.len(), "which rows belong to a day?")
-            .within(path, text)
+        Diagnostic::error("sources", message).at(at..at + title.len(), label).within(path, text)
+    };
+    let faults = undecided.map(|(name, _)| {
+        fault(name, format!("raw table {name} needs exactly one of partition, day_column, whole"), "which rows belong to a day?")
     });
-    let faults = faults.collect();
+    let mut faults: Vec<Diagnostic> = faults.collect();
+    for (name, source) in &sources {
+        faults.extend(unfounded(source).into_iter().map(|message| fault(name, format!("raw table {name}: {message}"), "in this contract")));
+    }
     (Some(sources), faults)
+}
+
+/// What a contract asks for without saying what is needed for it.
+fn unfounded(source: &Source) -> Vec<String> {
+    let mut found = Vec::new();
+    let times = [("occurred_at", &source.occurred_at), ("arrived_at", &source.arrived_at)];
+    for (field, column) in times.iter().filter_map(|(field, column)| Some((*field, column.as_ref()?))) {
+        if source.columns.get(column).is_none_or(|of| of.kind != ColumnKind::Timestamp) {
+            found.push(format!("{field} names {column}, which is no timestamp column of it"));
+        }
+    }
+    if source.freshness_hours.is_some() && source.occurred_at.is_none() && source.arrived_at.is_none() {
+        found.push("freshness_hours needs occurred_at or arrived_at".to_owned());
+    }
+    if source.unique && source.key.is_empty() {
+        found.push("unique needs a key".to_owned());
+    }
+    if source.rows_within.is_some() && source.partition.is_none() {
+        found.push("rows_within needs day folders: partition".to_owned());
+    }
+    found
 }
 
 fn sql_files(folder: &Path) -> Result<Vec<PathBuf>> {
@@ -164,6 +190,8 @@ fn read_text(path: &Path, sql: String) -> (Option<Query>, Vec<Diagnostic>) {
     let name = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
     let header = Header::read(&sql);
     let mut found = header.faults();
+    let (expectations, faults) = expectations(&header);
+    found.extend(faults);
     if name.is_empty() || !name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_') {
         let fault = Diagnostic::error("name", format!("a file named {name}.sql makes no table name"));
         found.push(fault.help("use small letters, digits and _ alone"));
@@ -187,6 +215,8 @@ fn read_text(path: &Path, sql: String) -> (Option<Query>, Vec<Diagnostic>) {
         tags: header.list("tags").into_iter().collect(),
         daily: value("daily"),
         description: header.description.clone(),
+        severity: if header.field("severity").is_some_and(|field| field.value == "warn") { Level::Warn } else { Level::Error },
+        expectations,
         reads,
         sql,
     };

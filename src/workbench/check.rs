@@ -6,7 +6,7 @@ use crate::platform::diagnostic::{Diagnostic, Severity};
 use crate::platform::engine;
 use crate::platform::statement::{self, Select};
 use crate::platform::survey::{Survey, survey};
-use crate::workbench::judge::judge;
+use crate::workbench::judge::{judge, relationships};
 use crate::workbench::lineage::{Origins, lineage};
 use crate::workbench::lint;
 use crate::workbench::plan::{Plan, plan};
@@ -122,6 +122,10 @@ pub async fn check(folder: &Path) -> Result<Checked> {
             }
         }
         diagnostics.extend(found.into_iter().map(|found| found.within(&query.path, &query.sql)));
+    }
+    for query in catalog.queries() {
+        let found = relationships(query, &tables).into_iter();
+        diagnostics.extend(found.map(|found| found.within(&query.path, &query.sql)));
     }
     link(&mut tables);
     diagnostics.sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));

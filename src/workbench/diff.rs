@@ -14,7 +14,7 @@ use crate::workbench::tables::{Desk, open};
 use crate::workbench::text::{aligned, count, number, shorten, shown};
 use arrow::array::{Array, ArrayRef, AsArray, Float64Array, RecordBatch, UInt32Array};
 use arrow::compute::{SortColumn, cast, concat_batches, lexsort_to_indices, take, take_record_batch};
-use arrow::datatypes::{DataType, Int32Type};
+use arrow::datatypes::{DataType, Float64Type, Int32Type};
 use arrow::row::{OwnedRow, RowConverter, SortField};
 use chrono::NaiveDate;
 use serde::Serialize;
@@ -213,6 +213,14 @@ fn by_key(rows: &RecordBatch, key: &[String]) -> Result<HashMap<OwnedRow, u32>> 
     Ok(encoded.iter().enumerate().map(|(at, row)| (row.owned(), at as u32)).collect())
 }
 
+/// Whether two numbers are the same but for the order in which they were summed.
+fn same_number(old: Option<f64>, new: Option<f64>) -> bool {
+    match (old, new) {
+        (Some(old), Some(new)) => old == new || (old.is_nan() && new.is_nan()) || (old - new).abs() <= 1e-12 * old.abs().max(new.abs()),
+        (old, new) => old.is_none() && new.is_none(),
+    }
+}
+
 /// Where two columns of the same rows differ; a type that changed is compared in the new one, where that is possible.
 fn changed_rows(old: &ArrayRef, new: &ArrayRef) -> Result<Vec<usize>> {
     let old = match old.data_type() == new.data_type() {
@@ -222,6 +230,9 @@ fn changed_rows(old: &ArrayRef, new: &ArrayRef) -> Result<Vec<usize>> {
             Err(_) => return Ok((0..new.len()).collect()),
         },
     };
+    if let (Some(old), Some(new)) = (old.as_primitive_opt::<Float64Type>(), new.as_primitive_opt::<Float64Type>()) {
+        return Ok(old.iter().zip(new).enumerate().filter(|(_, (old, new))| !same_number(*old, *new)).map(|(row, _)| row).collect());
+    }
     let converter = RowConverter::new(vec![SortField::new(new.data_type().clone())])?;
     let (old, new) = (converter.convert_columns(&[old])?, converter.convert_columns(std::slice::from_ref(new))?);
     Ok((0..new.num_rows()).filter(|row| old.row(*row) != new.row(*row)).collect())

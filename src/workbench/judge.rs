@@ -2,6 +2,7 @@
 
 use crate::platform::catalog::{Query, nearest};
 use crate::platform::diagnostic::Diagnostic;
+use crate::platform::expectation::Rule;
 use crate::platform::header::Header;
 use crate::platform::statement::{Select, range};
 use crate::workbench::check::Planned;
@@ -20,6 +21,7 @@ pub fn judge(query: &Query, select: &Select, plan: &Plan, tables: &[Planned]) ->
     let names: Vec<&str> = plan.written.schema().fields().iter().map(|field| field.name().as_str()).collect();
     found.extend(columns(query, select, &names));
     found.extend(grain(query, &names, &plan.written));
+    found.extend(expected(query, &names));
     found.extend(layout::unrelated(&plan.optimized, &lint::unrelated(text, select)));
     if query.room() == "features" && query.grain.first().is_some_and(|key| key == "user_id") {
         let bucketed = |name: &str| {
@@ -66,6 +68,40 @@ fn columns(query: &Query, select: &Select, names: &[&str]) -> Vec<Diagnostic> {
                 .at(star, "which columns?")
                 .help("name each column, with its unit in a comment"),
         );
+    }
+    found
+}
+
+/// What the header says of columns that are not there.
+fn expected(query: &Query, names: &[&str]) -> Vec<Diagnostic> {
+    let header = Header::read(&query.sql);
+    let mut found = Vec::new();
+    for expected in &query.expectations {
+        let at = header.field(expected.rule.field()).map_or(0..0, |field| field.value_at.clone());
+        if !names.contains(&expected.column.as_str()) {
+            let says = format!("the header's {} names {}, which the query does not return", expected.rule.field(), expected.column);
+            let absent = Diagnostic::error("expectation", says).at(at.clone(), "no such column");
+            found.push(match nearest(&expected.column, names.iter().copied()) {
+                Some(near) => absent.help(format!("did you mean {near}?")),
+                None => absent.note(format!("the columns are {}", names.join(", "))),
+            });
+        }
+    }
+    found
+}
+
+/// What a header relates a column to must be there, wherever in the order of the night.
+pub fn relationships(query: &Query, tables: &[Planned]) -> Vec<Diagnostic> {
+    let header = Header::read(&query.sql);
+    let at = header.field("relationship").map_or(0..0, |field| field.value_at.clone());
+    let mut found = Vec::new();
+    for expected in &query.expectations {
+        let Rule::Relationship { table, column } = &expected.rule else { continue };
+        let other = tables.iter().find(|other| other.name == *table && other.room != "checks");
+        if !other.is_some_and(|other| other.columns.iter().any(|of| of.name == *column)) {
+            let absent = Diagnostic::error("expectation", format!("the header's relationship names {table}.{column}, which there is not"));
+            found.push(absent.at(at.clone(), "no such column").help("name a column of a canonical table or of a feature"));
+        }
     }
     found
 }

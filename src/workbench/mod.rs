@@ -11,6 +11,7 @@ mod graph;
 mod judge;
 pub mod last_run;
 mod layout;
+pub mod leak;
 mod lineage;
 mod lint;
 mod new;

@@ -83,7 +83,7 @@ pub async fn register(context: &SessionContext, query: &Query, run: &Run) -> Res
 }
 
 /// A table and everything of the shop it is made of.
-fn closure(catalog: &Catalog, name: &str, found: &mut BTreeSet<String>) -> Result<()> {
+pub(super) fn closure(catalog: &Catalog, name: &str, found: &mut BTreeSet<String>) -> Result<()> {
     let Some(query) = catalog.queries().find(|query| query.name == name) else {
         let hint = nearest(name, catalog.queries().map(|query| query.name.as_str())).map(|near| format!("; did you mean {near}?"));
         return Err(Error::usage(format_args!("no table {name}{}", hint.unwrap_or_default())));

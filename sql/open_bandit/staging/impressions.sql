@@ -1,6 +1,10 @@
 -- Canonical impressions; clicks are known at once, conversions and money are not in these logs.
 -- grain: impression_id
 -- owner: data-platform
+-- not_null: user_id, propensity
+-- accepted: arm = random | bts
+-- range: position = 1 .. 3; propensity = 0 .. 1
+-- relationship: ad_id = ads.ad_id
 SELECT
     impression_id,         -- policy and running number
     user_id,               -- context

@@ -2,6 +2,9 @@
 -- grain: ad_id
 -- owner: ads-platform
 -- daily: ads
+-- not_null: campaign_id, category_id (warn)
+-- accepted: bid_type = cpc | cpm
+-- relationship: campaign_id = campaigns.campaign_id (warn)
 WITH numbered AS (
     SELECT *, ROW_NUMBER() OVER (PARTITION BY ad_id ORDER BY campaign, cat, sku, title, bid, bid_type, first_day, last_day) AS delivery
     FROM raw.ads

@@ -2,6 +2,9 @@
 -- grain: impression_id
 -- owner: ads-platform
 -- daily: ad_impressions
+-- range: position = 1 .. 4; propensity = 0 .. 1
+-- accepted: platform = web | app | mini-program
+-- relationship: ad_id = ads.ad_id (warn)
 WITH numbered AS (
     SELECT *, ROW_NUMBER() OVER (PARTITION BY impression_id ORDER BY recv_ts, ts, device_id, ad_id, slot, channel, arm, propensity, policy_version, segment_id, charge) AS delivery
     FROM raw.ad_impressions

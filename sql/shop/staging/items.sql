@@ -2,6 +2,8 @@
 -- grain: item_id
 -- owner: merchandising
 -- daily: items
+-- unique: item_id
+-- relationship: category_id = categories.category_id (warn)
 WITH numbered AS (
     SELECT *, ROW_NUMBER() OVER (PARTITION BY sku ORDER BY cat, title, price) AS delivery
     FROM raw.items
