@@ -38,7 +38,10 @@ pub async fn discard(run: &Run, spec: &Spec, from: Stage) -> Result<usize> {
         };
         for object in run.output.list(folder).await? {
             let Some(step) = object.path.strip_suffix(MANIFEST).map(|step| step.trim_end_matches('/')) else { continue };
-            if is_of(step, &days) && !committed.contains(step) {
+            // A commit names the one model of the step that scores.
+            let kept =
+                committed.iter().any(|folder| folder.strip_prefix(step).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')));
+            if is_of(step, &days) && !kept {
                 run.output.delete(&object.path).await?;
                 discarded += 1;
             }

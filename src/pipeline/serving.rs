@@ -315,7 +315,7 @@ pub async fn proposal<'a>(
     let mut feasibility = targeting::tables::check(&whole);
     if tables.user_segments.num_rows() == 0 {
         feasibility.push("no user is in any released segment: nobody consents to being targeted, or all segments are too small".to_owned());
-    } else if column::<Int64Array>(&tables.segment_ads, "impressions_planned")?.iter().flatten().all(|planned| planned == 0) {
+    } else if !shows_an_ad(&tables.segment_ads)? {
         feasibility.push("no ad is planned for anybody: every budget is used up, or no ad runs on the day".to_owned());
     }
     Ok(Proposal {
@@ -326,6 +326,12 @@ pub async fn proposal<'a>(
         off_policy,
         max_loss: spec.evaluate.max_loss,
     })
+}
+
+/// Whether any arm plans an impression of an ad.
+fn shows_an_ad(segment_ads: &RecordBatch) -> Result<bool> {
+    let (ads, planned) = (column::<StringArray>(segment_ads, "ad_id")?, column::<Int64Array>(segment_ads, "impressions_planned")?);
+    Ok(ads.iter().zip(planned).any(|(ad, planned)| ad != Some(value::NO_AD) && planned > Some(0)))
 }
 
 /// What changed since the table that serves now, largest changes first.

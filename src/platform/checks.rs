@@ -64,7 +64,7 @@ impl Checks {
             let order = sortable.map(|field| ident(field.name()).sort(true, true)).collect();
             Ok(Some((rows, engine::collect(frame.sort(order)?.limit(0, Some(SAMPLE))?).await?)))
         };
-        let found = found.await.map_err(|error: Error| error.context(&check.name))?;
+        let found = found.await.map_err(|error: Error| engine::of_query(error, &check.name))?;
         if let Some((rows, sample)) = found {
             self.found(check, rows, &sample)?;
         }

@@ -154,13 +154,16 @@ fn refuse_impure(plan: &LogicalPlan) -> Result<()> {
 
 /// Runs the plan of a query, as [`collect`]; an error names the query's file.
 pub async fn answer(frame: DataFrame, query: &Query) -> Result<RecordBatch> {
-    collect(frame).await.map_err(|error| {
-        let error = error.context(format_args!("running {}", query.path.display()));
-        match error.kind {
-            Kind::Contract => error.action("guard the query against such rows (NULLIF, TRY_CAST), or mend the input, and run again"),
-            _ => error,
-        }
-    })
+    collect(frame).await.map_err(|error| of_query(error, query.path.display()))
+}
+
+/// An error that a query met in its rows: which query, and what its author can do.
+pub fn of_query(error: Error, query: impl std::fmt::Display) -> Error {
+    let error = error.context(format_args!("running {query}"));
+    match error.kind {
+        Kind::Contract => error.action("guard the query against such rows (NULLIF, TRY_CAST), or mend the input, and run again"),
+        _ => error,
+    }
 }
 
 /// Runs a plan; the rows come as one batch of plain columns (no views, no dictionaries), in the plan's order.

@@ -74,6 +74,16 @@ fn a_missing_day_waits() {
 }
 
 #[test]
+fn a_hole_in_the_days_of_a_log_waits() {
+    let shop = Shop::served();
+    let hole = NEXT - chrono::Days::new(5);
+    std::fs::remove_dir_all(shop.raw(&format!("events/dt={hole}"))).unwrap();
+    let error = refused(&shop);
+    assert_eq!(error.kind, Kind::InputMissing, "{error}");
+    assert!(error.to_string().contains("events") && error.to_string().contains(&hole.to_string()), "{error}");
+}
+
+#[test]
 fn an_empty_partition_breaks_the_contract() {
     let shop = Shop::served();
     let folder = shop.raw(&format!("events/dt={NEXT}"));
@@ -153,6 +163,14 @@ fn events_delivered_twice_count_once() {
     let (plain, doubled) = (published(&plain), published(&doubled));
     assert_eq!(rows(&plain), rows(&doubled));
     assert_ne!(plain["ingest"]["raw"], doubled["ingest"]["raw"], "the second delivery is counted");
+}
+
+#[test]
+fn events_delivered_again_in_the_next_days_folder_count_on_their_own_day() {
+    let (plain, again) = (Shop::served(), Shop::served());
+    let yesterday = file(&again, "events", NEXT - chrono::Days::new(1));
+    std::fs::copy(&yesterday, again.raw(&format!("events/dt={NEXT}/part-again.parquet"))).unwrap();
+    assert_eq!(ingested(&plain, "events"), ingested(&again, "events"));
 }
 
 #[test]
@@ -330,5 +348,21 @@ fn a_night_that_could_target_nobody_keeps_the_table() {
         Ok(facts) => assert_eq!(facts.publish.expect("a finding").state, State::Kept),
         Err(error) => assert_eq!(error.kind, Kind::Privacy, "{error}"),
     }
+    assert_eq!(shop.history(), before);
+}
+
+#[test]
+fn a_night_that_plans_no_ad_keeps_the_table() {
+    let shop = Shop::served();
+    rewrite(&file(&shop, "campaigns", NEXT), |rows| {
+        let nothing: ArrayRef = Arc::new(Float64Array::from(vec![0.0; rows.num_rows()]));
+        with_column(&rows, "daily_budget", "daily_budget", nothing)
+    });
+    let before = shop.history();
+    let facts = shop.night(NEXT).expect("the night runs");
+    let kept = facts.publish.expect("a finding");
+    assert_eq!(kept.state, State::Kept);
+    let admission = facts.admit.expect("a finding");
+    assert!(admission.objections().contains("no ad is planned for anybody"), "{}", admission.objections());
     assert_eq!(shop.history(), before);
 }

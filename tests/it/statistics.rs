@@ -289,6 +289,22 @@ fn a_heavy_row_and_missing_support_are_refused_each_with_its_reason() {
     assert!(verdict(&uniform, &uniform, Some(0.011)).contains("1.1 % of the target policy was never tried"));
     // Nobody says what has no support: the mean weight of 0.8 does.
     assert!(verdict(&uniform, &vec![0.4; 10_000], None).contains("20.0 % of the target policy was never tried"));
+    // Rewards only where the target never goes: every replicate says 0.
+    let (rewards, targets): (Vec<f64>, Vec<f64>) = (0..10_000).map(|row| if row % 50 == 0 { (1.0, 0.0) } else { (0.0, 0.5) }).unzip();
+    let rounds = Rounds {
+        rewards: &rewards,
+        propensities: &uniform,
+        targets: &targets,
+        users: &users,
+        model: None,
+        embeddings: None,
+        unsupported: None,
+    };
+    let evaluation = ope::evaluate(&rounds, &ope::Plan { replicates: 50, ..ope::Plan::default() }, 1).unwrap();
+    assert!(
+        matches!(&evaluation.verdict, Verdict::NotIdentified { reason } if reason.contains("no row that was rewarded")),
+        "{evaluation:?}"
+    );
     let impossible =
         Rounds { rewards: &[1.0], propensities: &[0.0], targets: &[0.5], users: &[1], model: None, embeddings: None, unsupported: None };
     assert!(ope::evaluate(&impossible, &ope::Plan::default(), 1).unwrap_err().to_string().contains("not in (0, 1]"));
