@@ -13,6 +13,9 @@ pub mod platform;
 // Statistics: pure functions on columns.
 pub mod statistics;
 
+// Ads to segments under budgets: pure arrays, and plain tables.
+pub mod allocate;
+
 // Stages, in the order of the night.
 pub mod ingest;
 pub mod features;

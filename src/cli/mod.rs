@@ -1,5 +1,6 @@
 //! The command line: results on stdout, logs on stderr, every flag also a NIGHTMARKET_* variable. Each group of commands has a file.
 
+mod allocate;
 mod bug;
 mod check;
 mod doctor;
@@ -101,6 +102,8 @@ pub enum Command {
         /// Job specs; all in jobs/ when none is named.
         jobs: Vec<PathBuf>,
     },
+    /// The allocation alone, on plain tables: a plan under budgets and caps, with a bound on what any plan could reach.
+    Allocate(Box<allocate::Allocate>),
     /// The statistics alone, on plain tables.
     #[command(subcommand)]
     Evaluate(Box<evaluate::Evaluate>),
@@ -206,6 +209,7 @@ async fn dispatch(cli: Cli) -> Result<()> {
         Command::Generate(plan) => generate::run(plan, output).await,
         Command::Train(command) => train::run(command, output).await,
         Command::Check { jobs } => check::run(&jobs, output).await,
+        Command::Allocate(command) => allocate::run(*command, output).await,
         Command::Evaluate(command) => evaluate::run(*command, output).await,
         Command::Sql(command) => sql::run(command, output).await,
     }

@@ -1,5 +1,6 @@
 //! One binary of integration tests, so that the dependencies are linked once.
 
+mod allocate;
 mod bad_input;
 mod browser;
 mod command_line;

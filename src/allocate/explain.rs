@@ -1,0 +1,151 @@
+//! A plan in words that a marketer can argue with: what holds each ad back, what more money would bring, and the smallest change that
+//! lets every ad have its minimum.
+
+use super::{Plan, Problem, Totals};
+use serde::{Deserialize, Serialize};
+
+/// What keeps an ad from having more.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum Binding {
+    Budget,
+    GroupBudget,
+    ReturnFloor,
+    /// It has no pair.
+    NoSegment,
+    /// No pair has supply, value and money at once.
+    NoSupply,
+    /// Every pair is at its cap.
+    Caps,
+    /// Its segments' impressions are worth more to others.
+    Supply,
+}
+
+impl Binding {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Budget => "budget",
+            Self::GroupBudget => "group_budget",
+            Self::ReturnFloor => "return_floor",
+            Self::NoSegment => "no_segment",
+            Self::NoSupply => "no_supply",
+            Self::Caps => "caps",
+            Self::Supply => "supply",
+        }
+    }
+
+    /// Why money is left; none when the budget is what binds.
+    pub fn unspent_reason(self) -> Option<&'static str> {
+        match self {
+            Self::Budget => None,
+            Self::GroupBudget => Some("the budget of its group is spent"),
+            Self::ReturnFloor => Some("more would return less than its floor"),
+            Self::NoSegment => Some("no eligible segment"),
+            Self::NoSupply => Some("its segments have no impressions, or give it no value"),
+            Self::Caps => Some("the caps of all its segments are reached"),
+            Self::Supply => Some("the impressions of its segments are worth more to other ads"),
+        }
+    }
+}
+
+/// A limit counts as reached when less than this share of it is left.
+const SLACK: f64 = 1e-4;
+
+fn used_up(used: f64, of: f64) -> bool {
+    of.is_finite() && used >= (1.0 - SLACK) * of
+}
+
+/// By ad.
+pub fn binding(problem: &Problem, plan: &Plan) -> Vec<Binding> {
+    let totals = problem.totals(&plan.x);
+    let group_spend = problem.group_spend(&totals);
+    let mut seen = vec![Seen::default(); problem.budget.len()];
+    for (pair, &ad) in problem.ad.iter().enumerate() {
+        let segment = problem.segment[pair];
+        let seen = &mut seen[ad];
+        seen.pairs += 1;
+        if problem.supply[segment] > 0.0 && (problem.value[pair] > 0.0 || problem.minimum[ad] > 0.0) {
+            seen.wanted += 1;
+            seen.capped += usize::from(used_up(plan.x[pair], problem.cap[pair]));
+        }
+    }
+    let of_ad = |ad: usize| {
+        let seen = &seen[ad];
+        let group_is_spent = problem.group_of(ad).is_some_and(|group| used_up(group_spend[group], problem.group_budget[group]));
+        if seen.pairs == 0 {
+            Binding::NoSegment
+        } else if used_up(totals[ad].cost, problem.budget[ad]) {
+            Binding::Budget
+        } else if group_is_spent {
+            Binding::GroupBudget
+        } else if seen.wanted == 0 {
+            Binding::NoSupply
+        } else if plan.prices.floor[ad] > 0.0 {
+            Binding::ReturnFloor
+        } else if seen.capped == seen.wanted {
+            Binding::Caps
+        } else {
+            Binding::Supply
+        }
+    };
+    (0..problem.budget.len()).map(of_ad).collect()
+}
+
+/// Pairs of an ad: all, those worth showing, and of these those at their cap.
+#[derive(Clone, Default)]
+struct Seen {
+    pairs: usize,
+    wanted: usize,
+    capped: usize,
+}
+
+/// Change of the whole plan's value for a tenth more or less of one budget. From the dual: the value is concave in each budget, so the
+/// gain is at most, and the loss at least, the shadow price times the money.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, PartialEq)]
+pub struct Sensitivity {
+    pub plus_10_percent_at_most: f64,
+    pub minus_10_percent_at_least: f64,
+}
+
+pub fn sensitivity(problem: &Problem, plan: &Plan, ad: usize) -> Sensitivity {
+    let worth = if problem.budget[ad].is_finite() { 0.1 * problem.budget[ad] * plan.prices.budget[ad] } else { 0.0 };
+    Sensitivity { plus_10_percent_at_most: worth, minus_10_percent_at_least: if worth == 0.0 { 0.0 } else { -worth } }
+}
+
+/// What would let an ad have its minimum.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Mending {
+    pub ad: usize,
+    /// The minimum is reached when it is lowered by so many impressions. No other plan is short by much less in sum: the penalty is
+    /// dearer than what any impression brings.
+    pub lower_minimum_by: f64,
+    /// Or when the ad gets so much more money, in micro-units; none where caps and supply leave no room or money is not what lacks.
+    pub raise_budget_by: Option<f64>,
+}
+
+/// For each ad that is short.
+pub fn mendings(problem: &Problem, plan: &Plan) -> Vec<Mending> {
+    let totals = problem.totals(&plan.x);
+    let taken = problem.taken(&plan.x);
+    let short = |ad: &usize| problem.minimum[*ad] - totals[*ad].impressions > 1e-6 * problem.minimum[*ad];
+    let of_ad = |ad: usize| {
+        let lower_minimum_by = problem.minimum[ad] - totals[ad].impressions;
+        Mending { ad, lower_minimum_by, raise_budget_by: price_of(problem, plan, &totals, &taken, ad, lower_minimum_by) }
+    };
+    (0..problem.budget.len()).filter(short).map(of_ad).collect()
+}
+
+/// The money that is lacking to buy more impressions of an ad, the cheapest first, where there is room for them.
+fn price_of(problem: &Problem, plan: &Plan, totals: &[Totals], taken: &[f64], ad: usize, impressions: f64) -> Option<f64> {
+    let mut pairs: Vec<usize> = (0..problem.ad.len()).filter(|pair| problem.ad[*pair] == ad).collect();
+    pairs.sort_by(|a, b| problem.cost[*a].total_cmp(&problem.cost[*b]).then(a.cmp(b)));
+    let (mut wanted, mut price) = (impressions, 0.0);
+    for pair in pairs {
+        let room = (problem.cap[pair] - plan.x[pair]).min(problem.supply[problem.segment[pair]] - taken[problem.segment[pair]]);
+        let more = room.min(wanted).max(0.0);
+        price += problem.cost[pair] * more;
+        wanted -= more;
+    }
+    let lacking = totals[ad].cost + price - problem.budget[ad];
+    (wanted <= 1e-6 * impressions && lacking > 0.0).then_some(lacking)
+}
