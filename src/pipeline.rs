@@ -14,7 +14,7 @@ mod money;
 mod reports;
 mod serving;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::platform::pseudonym::Key;
 use crate::platform::run::Run;
 use crate::spec::Spec;
@@ -53,7 +53,11 @@ pub async fn run(run: &Run, spec: &Spec, key: &Key, until: Stage) -> Result<Fact
     if until >= Stage::Publish {
         reports::write(run, spec, &mut facts).await?;
     }
-    Ok(facts)
+    // The commit stands and is reported; the load is still owed.
+    match facts.deliver.as_ref().and_then(|delivered| delivered.error.as_ref()) {
+        Some(error) => Err(Error::new(Kind::Transient, error).action("run again, or `nightmarket publish`: the commit stands")),
+        None => Ok(facts),
+    }
 }
 
 async fn night(run: &Run, spec: &Spec, key: &Key, until: Stage, facts: &mut Facts) -> Result<()> {
@@ -136,6 +140,7 @@ async fn night(run: &Run, spec: &Spec, key: &Key, until: Stage, facts: &mut Fact
         true => publish::commit(run, &written, Some(chosen.folder)).await?,
         false => publish::keep(&written, &admission.objections()),
     });
+    facts.deliver = serving::deliver(run, spec, facts.publish.as_ref()).await?;
     facts.admit = Some(admission);
     facts.off_policy = off_policy;
     facts.movers = Some(serving::movers(run, &tables, previous.as_ref()).await?);

@@ -7,19 +7,19 @@ mod doctor;
 mod evaluate;
 mod generate;
 mod night;
+mod publish;
 mod report;
 mod shell;
 mod sql;
 mod train;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::ingest;
-use crate::platform::catalog::{Catalog, IdDomain};
+use crate::platform::catalog::Catalog;
 use crate::platform::pseudonym::Key;
 use crate::platform::run::{Run, resolve_date};
 use crate::platform::storage::Store;
-use crate::publish::{self, Commit, CommitKind};
-use crate::segments::EVERYONE;
+use crate::publish::{Commit, CommitKind, history, rollback};
 use crate::spec::Spec;
 use crate::telemetry::termination;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
@@ -72,17 +72,14 @@ pub enum Command {
         #[arg(long, env = "NIGHTMARKET_TO")]
         to: String,
     },
-    /// Which segments a user is in and which ads they are shown, by the table that serves now.
-    Lookup {
-        /// The job's spec.
-        #[arg(env = "NIGHTMARKET_JOB")]
-        job: PathBuf,
-        /// The shop's own id of the user.
-        #[arg(long, env = "NIGHTMARKET_USER")]
-        user: String,
-        #[command(flatten)]
-        place: Place,
-    },
+    /// Load a published table into Valkey or Redis, PostgreSQL, MySQL or MariaDB, and make it the one that serves there.
+    Publish(publish::Publish),
+    /// Who sees what: of a user, a segment or an ad, by the table that serves now.
+    Lookup(publish::Lookup),
+    /// What exists about a user in every output and, without --dry-run, its removal.
+    Forget(publish::Forget),
+    /// Remove the nights that no commit within the retention needs; the serving and the previous generation always stay.
+    Gc(publish::Gc),
     /// Where the report of a night is, or a page over many nights; rendered again from the facts.
     Report(report::Report),
     /// What this machine and this job can do: stores, key, libtorch, memory.
@@ -178,7 +175,7 @@ async fn dispatch(cli: Cli) -> Result<()> {
         Command::Run(night) => night::run(night, output, cli.termination_log.as_deref()).await,
         Command::Backfill(nights) => night::backfill(nights, output, cli.termination_log.as_deref()).await,
         Command::History { job, place } => {
-            let commits = publish::history(&output_store(&Spec::read(&job)?, &place)?).await?;
+            let commits = history(&output_store(&Spec::read(&job)?, &place)?).await?;
             print(output, &commits, || match commits.is_empty() {
                 true => "nothing was published yet".to_owned(),
                 false => commits.iter().map(describe_commit).collect::<Vec<_>>().join("\n"),
@@ -187,23 +184,13 @@ async fn dispatch(cli: Cli) -> Result<()> {
         Command::Rollback { at, to } => {
             let (run, spec, key) = open(&at)?;
             let suppressed = ingest::suppressed_on(&run, &spec.ingest, &key).await?;
-            let commit = publish::rollback(&run, &to, &suppressed, spec.segments.floor).await?;
+            let commit = rollback(&run, &to, &suppressed, spec.segments.floor).await?;
             print(output, &commit, || describe_commit(&commit))
         }
-        Command::Lookup { job, user, place } => {
-            let spec = Spec::read(&job)?;
-            let pseudonym = Key::read(&spec.privacy)?.pseudonym(IdDomain::User, user.trim());
-            let found = publish::lookup(&output_store(&spec, &place)?, &pseudonym).await?;
-            if found.segments.is_empty() {
-                let whose = format!("user {} is in no segment of generation {}", user.trim(), found.generation);
-                return Err(Error::usage(format_args!(
-                    "{whose} ({}): unknown, suppressed, without consent, or in none of them",
-                    found.policy_version
-                ))
-                .action(format_args!("look at the id; ad servers show whom they do not know the ads of segment {EVERYONE}")));
-            }
-            print(output, &found, || found.to_string())
-        }
+        Command::Publish(what) => publish::publish(what, output).await,
+        Command::Lookup(what) => publish::lookup(what, output).await,
+        Command::Forget(what) => publish::forget(what, output).await,
+        Command::Gc(what) => publish::gc(what, output).await,
         Command::Report(what) => report::run(what, output).await,
         Command::Doctor { job, place } => doctor::run(&job, &place, output).await,
         Command::Generate(plan) => generate::run(plan, output).await,
@@ -216,7 +203,11 @@ async fn dispatch(cli: Cli) -> Result<()> {
 }
 
 fn describe_commit(commit: &Commit) -> String {
-    let kind = if commit.kind == CommitKind::Rollback { "rollback" } else { "publish" };
+    let kind = match commit.kind {
+        CommitKind::Publish => "publish",
+        CommitKind::Rollback => "rollback",
+        CommitKind::Forget => "forget",
+    };
     format!("{:>4}  {}  {kind:<8}  {}  {}", commit.generation, commit.run_date, commit.policy_version, commit.tables)
 }
 

@@ -9,6 +9,7 @@ use super::reports::Took;
 use super::serving::Movers;
 use crate::admit::Admission;
 use crate::dataset::DatasetFacts;
+use crate::deliver::Delivered;
 use crate::evaluate::EvaluationFacts;
 use crate::features::{FeatureFacts, Snapshots};
 use crate::ingest::{IngestFacts, Staged};
@@ -44,6 +45,7 @@ pub struct Facts {
     pub admit: Option<Admission>,
     pub off_policy: Option<ope::Evaluation>,
     pub publish: Option<PublishFacts>,
+    pub deliver: Option<Delivered>,
     pub written: Option<Written>,
     pub evaluate: Option<EvaluationFacts>,
     pub money: Option<MoneyFacts>,
@@ -113,6 +115,7 @@ impl Facts {
             admit: None,
             off_policy: None,
             publish: None,
+            deliver: None,
             written: None,
             evaluate: None,
             money: None,

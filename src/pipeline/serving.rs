@@ -3,13 +3,15 @@
 use super::learning::Chosen;
 use crate::admit::{self, Proposal};
 use crate::dataset;
-use crate::error::Result;
+use crate::deliver::{self, Delivered, Release};
+use crate::error::{Kind, Result};
 use crate::evaluate;
 use crate::features::Snapshots;
 use crate::ingest::Staged;
 use crate::platform::engine;
 use crate::platform::run::{Done, Run, Step};
-use crate::publish::{Commit, Tables};
+use crate::platform::server::Server;
+use crate::publish::{Commit, PublishFacts, State, Tables};
 use crate::segments;
 use crate::spec::Spec;
 use crate::statistics::ope;
@@ -348,6 +350,26 @@ pub struct Mover {
     /// Released users of a segment; planned impressions of an ad. Absent = the table did not have it.
     pub before: Option<i64>,
     pub after: Option<i64>,
+}
+
+/// Loads the committed table into the job's serving store, when it has one. A store that fails is a finding, not the end: the commit
+/// stands, and the night still measures and reports.
+pub async fn deliver(run: &Run, spec: &Spec, published: Option<&PublishFacts>) -> Result<Option<Delivered>> {
+    let (Some(to), Some(published)) = (&spec.deliver.to, published) else { return Ok(None) };
+    if published.state == State::Kept {
+        return Ok(None);
+    }
+    let server = Server::read(to)?;
+    // After a rollback the head is not tonight's table, and it is the head that serves.
+    let release = Release::read(&run.output, None).await?;
+    match deliver::deliver(&server, &spec.deliver, &release, false).await {
+        Ok(delivered) => Ok(Some(delivered)),
+        Err(error) if error.kind == Kind::Transient => {
+            tracing::error!(%error, "the table is committed and not loaded");
+            Ok(Some(Delivered::failed(&server, &release, &error)))
+        }
+        Err(error) => Err(error),
+    }
 }
 
 const MOVERS_SHOWN: usize = 10;

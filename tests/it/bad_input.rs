@@ -317,7 +317,7 @@ fn csv_files_of_one_table_with_different_headers_are_refused() {
     std::fs::write(list.join("a.csv"), "uid,reason,since\nu_0000001,erasure,2026-11-20T00:00:00Z\n").unwrap();
     std::fs::write(list.join("b.csv"), "reason,uid,since\nerasure,u_0000002,2026-11-20T00:00:00Z\n").unwrap();
     let error = refused(&shop);
-    assert_eq!(error.kind, Kind::Contract, "{error}");
+    assert_eq!(error.kind, Kind::Privacy, "{error}");
     assert!(error.to_string().contains("b.csv"), "{error}");
 }
 
