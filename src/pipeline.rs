@@ -60,8 +60,8 @@ async fn night(run: &Run, spec: &Spec, key: &Key, until: Stage, facts: &mut Fact
     let staged = ingest::run(run, &spec.ingest, key).await?;
     let previous = publish::previous(&run.output, run.date).await?;
     let policy_version = serving::policy_version(run, spec, &staged, previous.as_ref());
-    facts.checked(&staged.checks);
-    facts.checked(&ingest::check(run, &staged).await?);
+    facts.checks.add(staged.checks.clone());
+    facts.checks.add(ingest::check(run, &staged).await?);
     facts.ingested(&staged, &policy_version);
     facts.configuration = Some(lineage::configuration(run, spec, &staged));
     run.log_stage("ingest");
@@ -72,7 +72,7 @@ async fn night(run: &Run, spec: &Spec, key: &Key, until: Stage, facts: &mut Fact
     let with_interest = staged.has("events");
     let snapshots = features::run(run, &staged, &spec.dataset.snapshot_days(run.date, with_interest)).await?;
     facts.featured(&snapshots);
-    facts.checked(&features::check(run, &staged, &snapshots).await?);
+    facts.checks.add(features::check(run, &staged, &snapshots).await?);
     facts.leak = leak::test(run, spec, key, &staged, &snapshots).await?;
     run.log_stage("features");
     if until == Stage::Features {

@@ -72,10 +72,10 @@ pub fn binding(problem: &Problem, plan: &Plan) -> Vec<Binding> {
     let of_ad = |ad: usize| {
         let seen = &seen[ad];
         let group_is_spent = problem.group_of(ad).is_some_and(|group| used_up(group_spend[group], problem.group_budget[group]));
-        if seen.pairs == 0 {
-            Binding::NoSegment
-        } else if used_up(totals[ad].cost, problem.budget[ad]) {
+        if used_up(totals[ad].cost, problem.budget[ad]) {
             Binding::Budget
+        } else if seen.pairs == 0 {
+            Binding::NoSegment
         } else if group_is_spent {
             Binding::GroupBudget
         } else if seen.wanted == 0 {
@@ -97,6 +97,24 @@ struct Seen {
     pairs: usize,
     wanted: usize,
     capped: usize,
+}
+
+/// How many limits a plan reaches.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
+pub struct Reached {
+    pub budgets: u64,
+    pub supplies: u64,
+    pub caps: u64,
+}
+
+pub fn reached(problem: &Problem, plan: &Plan) -> Reached {
+    let count = |used: &[f64], of: &[f64]| used.iter().zip(of).filter(|(used, of)| **of > 0.0 && used_up(**used, **of)).count() as u64;
+    let spent: Vec<f64> = problem.totals(&plan.x).iter().map(|total| total.cost).collect();
+    Reached {
+        budgets: count(&spent, &problem.budget),
+        supplies: count(&problem.taken(&plan.x), &problem.supply),
+        caps: count(&plan.x, &problem.cap),
+    }
 }
 
 /// Change of the whole plan's value for a tenth more or less of one budget. From the dual: the value is concave in each budget, so the

@@ -235,3 +235,63 @@ impl Problem {
         pairs.chain(supplies).chain(budgets).chain(groups).chain(floors).fold(0.0, f64::max)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn solved(problem: &Problem) -> Plan {
+        allocate(problem, None, 1).expect("a problem")
+    }
+
+    #[test]
+    fn two_ads_and_two_segments_by_hand() {
+        // Ad 0 is worth 3 to segment 0 and 2 to segment 1 and can pay for 10; ad 1, worth 1 anywhere, for everything.
+        let problem = Problem {
+            segment: vec![0, 0, 1, 1],
+            ad: vec![0, 1, 0, 1],
+            value: vec![3.0, 1.0, 2.0, 1.0],
+            cost: vec![1e6; 4],
+            cap: vec![8.0, f64::INFINITY, 8.0, f64::INFINITY],
+            ..Problem::of_budgets(vec![10.0, 10.0], vec![10e6, f64::INFINITY])
+        };
+        let plan = solved(&problem);
+        assert_eq!(plan.whole, [8, 2, 2, 8]);
+        assert!((plan.certificate.value - 38.0).abs() < 1e-3 && plan.certificate.upper_bound >= 38.0 - 1e-9, "{:?}", plan.certificate);
+        assert_eq!(plan.certificate.value_whole, 38.0);
+        // One more unit of money buys ad 0 an impression in segment 1 in place of ad 1's.
+        assert!((plan.prices.budget[0] * 1e6 - 1.0).abs() < 1e-3 && plan.prices.budget[1] == 0.0, "{:?}", plan.prices);
+    }
+
+    #[test]
+    fn nothing_to_plan_is_a_plan() {
+        let plan = solved(&Problem::default());
+        assert_eq!((plan.certificate.upper_bound, plan.certificate.gap), (0.0, 0.0));
+        let one = |supply, budget, value, cost, cap| Problem {
+            segment: vec![0],
+            ad: vec![0],
+            value: vec![value],
+            cost: vec![cost],
+            cap: vec![cap],
+            ..Problem::of_budgets(vec![supply], vec![budget])
+        };
+        for nothing in
+            [one(0.0, 1.0, 1.0, 1.0, 1.0), one(1.0, 0.0, 1.0, 1.0, 1.0), one(1.0, 1.0, 0.0, 1.0, 1.0), one(1.0, 1.0, 1.0, 1.0, 0.0)]
+        {
+            let plan = solved(&nothing);
+            assert_eq!((plan.whole[0], plan.certificate.gap), (0, 0.0), "{nothing:?}");
+        }
+        // Free of cost, an empty budget does not bind.
+        assert_eq!(solved(&one(5.5, 0.0, 1.0, 0.0, 9.0)).whole, [5]);
+        for bad in [
+            one(f64::NAN, 1.0, 1.0, 1.0, 1.0),
+            one(1.0, 1.0, f64::NAN, 1.0, 1.0),
+            one(1.0, -1.0, 1.0, 1.0, 1.0),
+            one(1.0, 1.0, 1.0, f64::INFINITY, 1.0),
+        ] {
+            assert_eq!(allocate(&bad, None, 1).unwrap_err().kind, crate::error::Kind::Contract);
+        }
+        assert!(allocate(&Problem { ad: vec![1], ..one(1.0, 1.0, 1.0, 1.0, 1.0) }, None, 1).is_err());
+        assert!(allocate(&Problem { cap: vec![], ..one(1.0, 1.0, 1.0, 1.0, 1.0) }, None, 1).is_err());
+    }
+}

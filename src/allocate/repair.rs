@@ -85,7 +85,7 @@ fn fill(market: &Market, plan: &mut [f64], margin: &[f64]) {
         for (_, pair) in order {
             let (segment, ad, cost) = (problem.segment[pair], problem.ad[pair], problem.cost[pair]);
             let of_group = problem.group_of(ad);
-            let surplus = surplus(market, pair);
+            let surplus = surplus(market, pair) - HAIR * problem.value[pair];
             let mut more = (problem.cap[pair] - plan[pair]).min(supply[segment]);
             if cost > 0.0 {
                 more = more.min(of_group.map_or(budget[ad], |of| budget[ad].min(group[of])) / cost);
@@ -99,7 +99,7 @@ fn fill(market: &Market, plan: &mut [f64], margin: &[f64]) {
             if more <= 0.0 {
                 continue;
             }
-            plan[pair] += more;
+            plan[pair] = (plan[pair] + more).min(problem.cap[pair]);
             supply[segment] -= more;
             budget[ad] -= cost * more;
             earned[ad] += surplus * more;

@@ -9,14 +9,20 @@ use super::market::{Market, Smoothed};
 use super::{Prices, gap, repair};
 
 /// The gap at which the search ends, and the steps after which it ends anyway.
-const GOOD_ENOUGH: f64 = 1e-5;
+const GOOD_ENOUGH: f64 = 3e-5;
 const MOST_ITERATIONS: usize = 1000;
 /// From a good guess a harder dual is within reach at once.
 const SOFTEST: f64 = 0.5;
-const SOFTNESS_WARM: f64 = 0.05;
+const SOFTNESS_WARM: f64 = 0.02;
 const HARDEST: f64 = 0.05;
 const HARDEN: f64 = 0.2;
 const STEPS_A_SOFTNESS: usize = 40;
+/// A plan is wanted within this share of the gap that is left; less, down to the least, when that closes it no further.
+const CARE: f64 = 0.1;
+const MOST_CARE: f64 = 1e-4;
+/// Trials along a step; more only until one is lower.
+const TRIALS: usize = 6;
+const MOST_TRIALS: usize = 40;
 
 /// A feasible plan and prices that bound what any plan could be worth.
 pub(super) struct Found {
@@ -38,8 +44,11 @@ pub(super) fn search(market: &Market, start: Option<&Prices>) -> Found {
     let mut best = (market.problem.worth(&nothing), nothing);
     let mut bound = (market.bound(&y), y.clone());
     let mut iterations = 0;
+    let mut care = CARE;
     while gap(bound.0, best.0) > GOOD_ENOUGH && iterations < MOST_ITERATIONS {
-        let tolerance = (0.1 * gap(bound.0, best.0)).clamp(0.1 * GOOD_ENOUGH, 0.1 * softness);
+        let before = gap(bound.0, best.0);
+        let tolerance = care * before.clamp(GOOD_ENOUGH, softness);
+        let first = iterations;
         let smoothed = descend(market, &mut y, softness, &anchor, tolerance, &mut iterations);
         let upper = market.bound(&y);
         if upper < bound.0 {
@@ -51,8 +60,13 @@ pub(super) fn search(market: &Market, start: Option<&Prices>) -> Found {
         if worth > best.0 {
             best = (worth, plan);
         }
+        if gap(bound.0, best.0) > 0.9 * before {
+            care = (0.1 * care).max(MOST_CARE);
+        }
         anchor = x;
-        softness = (softness * HARDEN).clamp(HARDEST, SOFTEST);
+        // Steps that run out zigzag between kinks: a softer dual rounds them.
+        let reached = iterations - first < STEPS_A_SOFTNESS;
+        softness = if reached { (softness * HARDEN).max(HARDEST) } else { softness / HARDEN };
     }
     Found { x: best.1, prices: market.prices(&bound.1), upper: bound.0, iterations }
 }
@@ -70,8 +84,11 @@ fn descend(market: &Market, y: &mut Vec<f64>, softness: f64, anchor: &[f64], tol
         };
         let free: Vec<bool> = (0..y.len()).map(free).collect();
         let step = newton_step(market, &at, &free, &full, damping);
-        // What is left to gain, in value: each constraint that is broken or left open at the price it has or is heading for.
-        let open = |row: usize| at.gradient[row].abs() * y[row].max(y[row] + step[row]);
+        // What is left to gain, in value: each constraint that is left open or broken at the price it has or is heading for, and a
+        // minimum that is missed at what that costs.
+        let missed = |row: usize| at.gradient[row] < 0.0 && dearest[row].is_finite();
+        let price = |row: usize| if missed(row) { dearest[row] } else { y[row].max(y[row] + step[row]) };
+        let open = |row: usize| at.gradient[row].abs() * price(row);
         if (0..y.len()).filter(|row| free[*row]).map(open).sum::<f64>() <= tolerance * at.value.abs() {
             break;
         }
@@ -107,7 +124,10 @@ fn walk(
     let (mut low, mut high) = ((0.0, slope), None);
     let mut best: Option<(Vec<f64>, Smoothed)> = None;
     let mut by = 1.0;
-    for _ in 0..6 {
+    for trial in 0..MOST_TRIALS {
+        if trial >= TRIALS && best.is_some() {
+            break;
+        }
         let next: Vec<f64> = (0..y.len()).map(|row| (y[row] + by * step[row]).clamp(0.0, dearest[row])).collect();
         let there = market.smoothed(&next, softness, anchor, Some(at));
         let moving = |row: &usize| next[*row] != y[*row] && within(*row, next[*row]);
@@ -127,7 +147,7 @@ fn walk(
         by = match high {
             None => 2.0 * by,
             Some((high, rise)) => {
-                let share = if rise > 0.0 { low.1 / (low.1 - rise) } else { 0.5 };
+                let share = if rise > 0.0 { low.1 / (low.1 - rise) } else { 0.2 };
                 low.0 + share.clamp(0.1, 0.9) * (high - low.0)
             }
         };

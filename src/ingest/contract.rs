@@ -5,7 +5,7 @@ use super::raw::{RawTable, Scope};
 use crate::error::Result;
 use crate::platform::catalog::SourceKind;
 use crate::platform::checks::{Check, Checks};
-use crate::platform::expectation::{Expectation, Rule};
+use crate::platform::expectation::{Expectation, Rule, quoted};
 use crate::platform::pseudonym::Key;
 use crate::platform::run::Run;
 use arrow::array::{ArrayRef, Date32Array, Int64Array, RecordBatch};
@@ -59,7 +59,8 @@ fn questions(name: &str, table: &RawTable) -> Vec<Check> {
             name: format!("raw.{name}: freshness_hours = {hours}"),
             severity: source.severity,
             sql: format!(
-                "SELECT MAX(\"{time}\") AS newest FROM raw.{name} HAVING MAX(\"{time}\") < $as_of - INTERVAL '{} minutes'",
+                "SELECT MAX({0}) AS newest FROM raw.{name} HAVING MAX({0}) < $as_of - INTERVAL '{1} minutes'",
+                quoted(time),
                 (60.0 * hours).round()
             ),
         });
@@ -70,14 +71,14 @@ fn questions(name: &str, table: &RawTable) -> Vec<Check> {
 /// Keys of the run date that another row of it, or of an earlier day of a log, has too.
 async fn repeated(run: &Run, context: &SessionContext, key: &Key, name: &str, table: &RawTable, checks: &mut Checks) -> Result<()> {
     let source = &table.source;
-    let columns = source.key.iter().map(|column| format!("\"{column}\"")).collect::<Vec<_>>().join(", ");
+    let columns = source.key.iter().map(|column| quoted(column)).collect::<Vec<_>>().join(", ");
     let mut rows = format!("SELECT {columns} FROM raw.{name}");
     if source.kind == SourceKind::Log {
         let mut window = table.scan(run, context, key, Scope::UpTo(run.date))?.expect("the day is part of it");
         window = window.select(source.key.iter().map(|column| ident(column.as_str())).collect::<Vec<_>>())?;
         let all = format!("{name}_of_all_days");
         context.register_table(TableReference::partial("raw", all.as_str()), window.into_view())?;
-        let same = source.key.iter().map(|column| format!("own.\"{column}\" = whole.\"{column}\"")).collect::<Vec<_>>().join(" AND ");
+        let same = source.key.iter().map(|column| format!("own.{0} = whole.{0}", quoted(column))).collect::<Vec<_>>().join(" AND ");
         rows = format!("SELECT whole.* FROM raw.{all} AS whole LEFT SEMI JOIN raw.{name} AS own ON {same}");
     }
     let check = Check {

@@ -7,7 +7,7 @@ use crate::platform::checks::Checks;
 use crate::platform::engine::{self, Format};
 use crate::platform::pseudonym::Key;
 use crate::platform::run::Run;
-use crate::platform::storage::parquet_table;
+use crate::platform::storage::{day_of, parquet_table};
 use crate::types::column;
 use arrow::array::RecordBatch;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
@@ -81,16 +81,18 @@ impl RawTables {
                 duplicates.insert(name.clone(), 0);
                 continue;
             };
-            let checked = async { Ok(table.check(rows, name, run.date).await? + table.delivered_again(run, &context, key).await?) };
-            let found = match checked.await {
-                Ok(found) => found,
+            let checked = async {
+                let found = table.check(rows, name, run.date).await? + table.delivered_again(run, &context, key).await?;
+                contract::ask(run, &context, key, name, table, &mut checks).await?;
+                Ok(found)
+            };
+            match checked.await {
+                Ok(found) => duplicates.insert(name.clone(), found),
                 Err(error) => {
                     let error = self.blame(run, [name.as_str()], error).await;
                     return Err(error.context(format_args!("raw table {name}, {}", run.date)));
                 }
             };
-            duplicates.insert(name.clone(), found);
-            contract::ask(run, &context, key, name, table, &mut checks).await?;
         }
         checks.judge()?;
         Ok((duplicates, checks))
@@ -219,13 +221,12 @@ impl RawTable {
     /// The first day without files between the first and the last of a log's days. Features that count backwards would be too low over
     /// it, and nobody would see why.
     fn hole(&self) -> Option<NaiveDate> {
-        let days: BTreeSet<NaiveDate> =
-            self.files.iter().filter_map(|file| file.day).filter(|_| self.source.kind == SourceKind::Log).collect();
-        days.iter()
-            .zip(days.iter().skip(1))
-            .map(|(day, next)| (*day + Days::new(1), next))
-            .find(|(due, next)| due < *next)
-            .map(|(due, _)| due)
+        if self.source.kind == SourceKind::Snapshot {
+            return None;
+        }
+        let days: BTreeSet<NaiveDate> = self.files.iter().filter_map(|file| file.day).collect();
+        let (first, last) = (days.first()?, days.last()?);
+        first.iter_days().take_while(|day| day < last).find(|day| !days.contains(day))
     }
 
     /// Rows of each day that lies in a folder of its own.
@@ -387,12 +388,6 @@ fn format_of(path: &str) -> Option<Format> {
         "csv" => Some(Format::Csv),
         _ => None,
     }
-}
-
-/// The day in `…/dt=2026-11-22/…`.
-pub(super) fn day_of(path: &str, partition: &str) -> Option<NaiveDate> {
-    // A store may show the `=` of a folder escaped.
-    path.split('/').find_map(|part| part.replace("%3D", "=").strip_prefix(partition)?.strip_prefix('=')?.parse().ok())
 }
 
 fn read_schema(format: Format, bytes: &Bytes) -> Result<(SchemaRef, u64)> {

@@ -1,13 +1,14 @@
 //! Raw tables -> canonical tables: each staging query, day by day where its header says so, kept in files by bucket of users.
 
 use super::people::Allowed;
-use super::raw::{RawTables, Scope, day_of};
+use super::raw::{RawTables, Scope};
 use super::{Staged, StagedFile, Table, TableFacts};
 use crate::error::{Error, Result};
 use crate::platform::catalog::Query;
 use crate::platform::engine;
 use crate::platform::pseudonym::Key;
 use crate::platform::run::{Run, Step};
+use crate::platform::storage::day_of;
 use crate::types::optional_column;
 use arrow::array::{Array, RecordBatch, StringArray, UInt32Array};
 use arrow::compute::take_record_batch;

@@ -5,10 +5,10 @@
 
 use super::Stage;
 use crate::error::Result;
-use crate::platform::run::{MANIFEST, Run};
+use crate::platform::run::{Run, step_of};
+use crate::platform::storage::day_of;
 use crate::publish;
 use crate::spec::Spec;
-use chrono::NaiveDate;
 use std::collections::BTreeSet;
 
 /// The stages that leave steps behind, and below which folders.
@@ -37,11 +37,11 @@ pub async fn discard(run: &Run, spec: &Spec, from: Stage) -> Result<usize> {
             _ => BTreeSet::from([run.date]),
         };
         for object in run.output.list(folder).await? {
-            let Some(step) = object.path.strip_suffix(MANIFEST).map(|step| step.trim_end_matches('/')) else { continue };
+            let Some(step) = step_of(&object.path) else { continue };
             // A commit names the one model of the step that scores.
             let kept =
                 committed.iter().any(|folder| folder.strip_prefix(step).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')));
-            if is_of(step, &days) && !kept {
+            if day_of(step, "dt").is_some_and(|day| days.contains(&day)) && !kept {
                 run.output.delete(&object.path).await?;
                 discarded += 1;
             }
@@ -49,9 +49,4 @@ pub async fn discard(run: &Run, spec: &Spec, from: Stage) -> Result<usize> {
     }
     tracing::info!(?from, discarded, "steps are done again");
     Ok(discarded)
-}
-
-/// Whether `…/dt=<day>/<key>` is of one of the days.
-fn is_of(step: &str, days: &BTreeSet<NaiveDate>) -> bool {
-    step.split('/').filter_map(|part| part.strip_prefix("dt=")?.parse().ok()).any(|day| days.contains(&day))
 }

@@ -129,11 +129,6 @@ impl Facts {
         }
     }
 
-    pub(super) fn checked(&mut self, more: &Checks) {
-        self.checks.asked += more.asked;
-        self.checks.violations.extend(more.violations.iter().cloned());
-    }
-
     pub(super) fn ingested(&mut self, staged: &Staged, policy_version: &str) {
         self.run.policy_version = Some(policy_version.to_owned());
         self.skipped.extend(staged.facts.skipped.iter().cloned());

@@ -71,6 +71,12 @@ impl Checks {
         Ok(())
     }
 
+    /// Takes over what was asked elsewhere.
+    pub fn add(&mut self, more: Self) {
+        self.asked += more.asked;
+        self.violations.extend(more.violations);
+    }
+
     /// Takes down a violation.
     pub fn found(&mut self, check: &Check, rows: u64, sample: &RecordBatch) -> Result<()> {
         let options = FormatOptions::default().with_null("NULL");

@@ -101,7 +101,8 @@ impl Expectation {
     }
 }
 
-fn quoted(name: &str) -> String {
+/// A column's name as SQL has it, whatever it holds.
+pub fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 

@@ -24,6 +24,11 @@ pub const GIT_SHA: &str = env!("NIGHTMARKET_GIT_SHA");
 /// Written last into the folder of a step: without it the step is unfinished.
 pub const MANIFEST: &str = "_manifest.json";
 
+/// The folder of the step whose manifest this is: `features/user__activity/dt=2026-11-22/0123456789abcdef`.
+pub fn step_of(path: &str) -> Option<&str> {
+    path.strip_suffix(MANIFEST)?.strip_suffix('/')
+}
+
 /// What every stage is given.
 pub struct Run {
     pub job: Job,

@@ -7,7 +7,7 @@ use crate::error::{Context, Error, Kind, Result};
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use bytes::Bytes;
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, NaiveDate, Utc};
 use futures::TryStreamExt;
 use object_store::path::Path;
 use object_store::{GetOptions, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
@@ -257,6 +257,12 @@ pub fn hex(bytes: &[u8]) -> String {
         text.push_str(&format!("{byte:02x}"));
         text
     })
+}
+
+/// The day in `…/dt=2026-11-22/…`.
+pub fn day_of(path: &str, partition: &str) -> Option<NaiveDate> {
+    // A store may show the `=` of a folder escaped.
+    path.split('/').find_map(|part| part.replace("%3D", "=").strip_prefix(partition)?.strip_prefix('=')?.parse().ok())
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //!
 //! Serving partitions users: a user's rank-1 released segment is the primary one, and supply, caps and budgets count primary
 //! users only, so nothing is counted twice. The plan maximises expected value under the campaigns' budgets, the segments'
-//! supply and the users' frequency caps (`allocate`); each arm has its share of all three.
+//! supply and the users' frequency caps ([`crate::allocate`], to which a campaign is one ad with one budget); each arm has its share of all three.
 //!
 //! - champion: the plan; propensity = planned impressions / supply, the rest is `no_ad`.
 //! - explore: (1 - epsilon) of the plan's propensities, and epsilon evenly over the segment's ads, less where a cap or a campaign's
@@ -11,15 +11,14 @@
 //!
 //! A segment without expected supply plans nothing, and its champions see `no_ad`.
 
-pub mod allocate;
 pub mod arms;
 pub mod money;
 pub mod tables;
 pub mod value;
 
+use crate::allocate::{Certificate, Plan, Problem, allocate, explain, whole};
 use crate::error::{Error, Result};
 use crate::segments::full;
-use allocate::{Certificate, Plan, Problem, allocate};
 use arms::{Arm, Shares, arm_of};
 use arrow::array::{Array, Int64Array, RecordBatch, StringArray};
 use serde::{Deserialize, Serialize};
@@ -104,7 +103,7 @@ pub struct TargetingFacts {
     pub planned_spend: f64,
     /// Of the champion's plan; value in currency (revenue) or clicks, as the objective says.
     pub certificate: Certificate,
-    pub binding: Binding,
+    pub binding: explain::Reached,
     pub campaigns: Vec<CampaignFacts>,
     pub arms: Vec<ArmFacts>,
     /// Whether users have frequency caps: not where they are no persons.
@@ -119,14 +118,6 @@ pub enum Objective {
     Revenue,
     /// Expected clicks, where conversions have no probability or no value.
     Clicks,
-}
-
-/// Constraints that the champion's plan uses up.
-#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
-pub struct Binding {
-    pub budgets: u64,
-    pub supplies: u64,
-    pub caps: u64,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
@@ -176,7 +167,7 @@ pub fn expected_supply(primary: &RecordBatch, impressions: &RecordBatch, days: u
 pub fn decide(settings: &Settings, inputs: &Inputs) -> Result<Targeting> {
     settings.check()?;
     let market = Market::open(settings, inputs)?;
-    let plan = allocate(&market.problem(Arm::Champion))?;
+    let plan = allocate(&market.problem(Arm::Champion), None, 1)?;
     let champion = market.champion(&plan);
     let even = vec![0.0; market.candidates.len()];
     let mixed = champion.propensity.iter().map(|propensity| (1.0 - settings.epsilon) * propensity).collect::<Vec<_>>();
@@ -288,14 +279,14 @@ impl<'a> Market<'a> {
             None => f64::INFINITY,
         };
         let budgets = (0..self.campaigns.len()).map(|group| self.budget(group, arm) as f64);
+        let supply = self.audiences.iter().map(|audience| audience.supply * share).collect();
         Problem {
-            supply: self.audiences.iter().map(|audience| audience.supply * share).collect(),
-            budget: budgets.chain([f64::INFINITY]).collect(),
             segment: self.candidates.iter().map(|candidate| candidate.segment).collect(),
-            group: self.candidates.iter().map(|candidate| self.group[candidate.offer]).collect(),
+            ad: self.candidates.iter().map(|candidate| self.group[candidate.offer]).collect(),
             value: self.candidates.iter().map(|candidate| candidate.value).collect(),
             cost: self.candidates.iter().map(|candidate| candidate.cost as f64).collect(),
             cap: self.candidates.iter().map(cap).collect(),
+            ..Problem::of_budgets(supply, budgets.chain([f64::INFINITY]).collect())
         }
     }
 
@@ -320,14 +311,14 @@ impl<'a> Market<'a> {
             let supply = problem.supply[candidate.segment];
             let room = if supply > 0.0 { (problem.cap[pair] / supply - base[pair]).max(0.0) } else { f64::INFINITY };
             spread.push((mass / f64::from(ads[candidate.segment])).min(room));
-            spent[problem.group[pair]] += problem.cost[pair] * supply * base[pair];
-            wanted[problem.group[pair]] += problem.cost[pair] * supply * spread[pair];
+            spent[problem.ad[pair]] += problem.cost[pair] * supply * base[pair];
+            wanted[problem.ad[pair]] += problem.cost[pair] * supply * spread[pair];
         }
         let bearable = |group: usize| {
             if wanted[group] > 0.0 { ((problem.budget[group] - spent[group]).max(0.0) / wanted[group]).min(1.0) } else { 1.0 }
         };
         let bearable: Vec<f64> = (0..problem.budget.len()).map(bearable).collect();
-        (0..base.len()).map(|pair| base[pair] + spread[pair] * bearable[problem.group[pair]]).collect()
+        (0..base.len()).map(|pair| base[pair] + spread[pair] * bearable[problem.ad[pair]]).collect()
     }
 
     /// Whole impressions for given propensities.
@@ -335,7 +326,7 @@ impl<'a> Market<'a> {
         let problem = self.problem(arm);
         let x: Vec<f64> =
             propensity.iter().zip(&problem.segment).map(|(propensity, segment)| propensity * problem.supply[*segment]).collect();
-        Served { arm, planned: allocate::whole(&problem, &x), propensity }
+        Served { arm, planned: whole::round(&problem, &x), propensity }
     }
 
     /// In micro-units.
@@ -447,7 +438,7 @@ impl Market<'_> {
 
     fn facts(&self, plan: &Plan, served: &[Served]) -> TargetingFacts {
         let problem = self.problem(Arm::Champion);
-        let use_of = Use::of(&problem, &plan.x);
+        let bindings = explain::binding(&problem, plan);
         TargetingFacts {
             objective: self.objective,
             segments: self.audiences.len() as u64,
@@ -458,14 +449,14 @@ impl Market<'_> {
             planned_impressions: served.iter().flat_map(|served| &served.planned).sum(),
             planned_spend: money::currency(served.iter().map(|served| self.spend(served, |_| true)).sum()),
             certificate: plan.certificate,
-            binding: use_of.binding(&problem, &plan.x),
-            campaigns: (0..self.campaigns.len()).map(|group| self.campaign_facts(group, &problem, plan, &use_of, served)).collect(),
+            binding: explain::reached(&problem, plan),
+            campaigns: (0..self.campaigns.len()).map(|group| self.campaign_facts(group, plan, bindings[group], served)).collect(),
             arms: served.iter().map(|served| self.arm_facts(served)).collect(),
             frequency_caps: self.frequency_caps,
         }
     }
 
-    fn campaign_facts(&self, group: usize, problem: &Problem, plan: &Plan, use_of: &Use, served: &[Served]) -> CampaignFacts {
+    fn campaign_facts(&self, group: usize, plan: &Plan, binding: explain::Binding, served: &[Served]) -> CampaignFacts {
         let mine = |candidate: &Candidate| self.group[candidate.offer] == group;
         let spend: i128 = served.iter().map(|served| self.spend(served, mine)).sum();
         let planned = |served: &Served| -> u64 {
@@ -476,8 +467,8 @@ impl Market<'_> {
             budget: money::currency(self.offers.campaigns[&self.campaigns[group]].daily_budget.into()),
             planned_spend: money::currency(spend),
             planned_impressions: served.iter().map(planned).sum(),
-            shadow_price: plan.price[group] * 1e6,
-            unspent_reason: use_of.unspent_reason(problem, &plan.x, group).map(str::to_owned),
+            shadow_price: plan.prices.budget[group] * 1e6,
+            unspent_reason: binding.unspent_reason().map(str::to_owned),
         }
     }
 
@@ -496,61 +487,4 @@ impl Market<'_> {
             no_ad_share: if supply > 0.0 { (1.0 - shown / supply).max(0.0) } else { 1.0 },
         }
     }
-}
-
-/// How much of each budget and supply a plan uses.
-struct Use {
-    budget: Vec<f64>,
-    supply: Vec<f64>,
-}
-
-/// A constraint counts as used up when less than this share of it is left.
-const SLACK: f64 = 0.01;
-
-impl Use {
-    fn of(problem: &Problem, x: &[f64]) -> Self {
-        let (mut budget, mut supply) = (vec![0.0; problem.budget.len()], vec![0.0; problem.supply.len()]);
-        for (pair, x) in x.iter().enumerate() {
-            budget[problem.group[pair]] += problem.cost[pair] * x;
-            supply[problem.segment[pair]] += x;
-        }
-        Self { budget, supply }
-    }
-
-    fn binding(&self, problem: &Problem, x: &[f64]) -> Binding {
-        let full = |used: &[f64], of: &[f64]| used.iter().zip(of).filter(|(used, of)| **of > 0.0 && used_up(**used, **of)).count() as u64;
-        Binding { budgets: full(&self.budget, &problem.budget), supplies: full(&self.supply, &problem.supply), caps: full(x, &problem.cap) }
-    }
-
-    /// Why a campaign does not spend its budget.
-    fn unspent_reason(&self, problem: &Problem, x: &[f64], group: usize) -> Option<&'static str> {
-        if problem.budget[group] == 0.0 {
-            return Some("no budget");
-        }
-        if used_up(self.budget[group], problem.budget[group]) {
-            return None;
-        }
-        let live: Vec<usize> = (0..x.len()).filter(|&pair| problem.group[pair] == group).collect();
-        let supply = |pair: usize| problem.supply[problem.segment[pair]];
-        let wanted: Vec<usize> = live.iter().copied().filter(|&pair| problem.value[pair] > 0.0 && supply(pair) > 0.0).collect();
-        let capped = |&pair: &usize| used_up(x[pair], problem.cap[pair]);
-        let crowded = |&pair: &usize| used_up(self.supply[problem.segment[pair]], supply(pair));
-        Some(if live.is_empty() {
-            "no live ad"
-        } else if wanted.is_empty() {
-            "no segment with supply values its ads"
-        } else if wanted.iter().all(capped) {
-            "frequency caps"
-        } else if wanted.iter().any(capped) {
-            "frequency caps, and the supply of segments"
-        } else if wanted.iter().any(crowded) {
-            "the supply of segments"
-        } else {
-            "the search ended early"
-        })
-    }
-}
-
-fn used_up(used: f64, of: f64) -> bool {
-    of.is_finite() && used >= (1.0 - SLACK) * of
 }

@@ -2,8 +2,8 @@
 
 use crate::error::Result;
 use crate::platform::catalog::{Catalog, Query};
-use crate::platform::run::Manifest;
-use crate::platform::storage::{Object, Store};
+use crate::platform::run::{Manifest, step_of};
+use crate::platform::storage::{Object, Store, day_of};
 use chrono::NaiveDate;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -50,18 +50,13 @@ pub async fn modified(output: &Store, catalog: &Catalog) -> Result<BTreeSet<Stri
 
 /// `features/user__activity/dt=2026-11-22/0123456789abcdef/_manifest.json`
 fn newest(objects: &[Object], day: Option<NaiveDate>) -> Option<(NaiveDate, &Object)> {
-    let manifests = objects.iter().filter(|object| object.path.ends_with("/_manifest.json"));
-    let dated = manifests.filter_map(|object| Some((day_of(&object.path)?, object)));
+    let dated = objects.iter().filter_map(|object| Some((day_of(step_of(&object.path)?, "dt")?, object)));
     dated.filter(|(of, _)| day.is_none_or(|day| day == *of)).max_by_key(|(of, object)| (*of, object.modified, object.path.clone()))
-}
-
-fn day_of(path: &str) -> Option<NaiveDate> {
-    path.split('/').find_map(|part| part.replace("%3D", "=").strip_prefix("dt=")?.parse().ok())
 }
 
 async fn read(output: &Store, found: Option<(NaiveDate, &Object)>) -> Result<Option<Snapshot>> {
     let Some((day, object)) = found else { return Ok(None) };
-    let folder = object.path.trim_end_matches("/_manifest.json");
+    let folder = step_of(&object.path).unwrap_or_default();
     match serde_json::from_slice(&output.get(&object.path).await?) {
         Ok(manifest) => Ok(Some(Snapshot { day, manifest, store: output.child(folder) })),
         Err(_) => Ok(None),

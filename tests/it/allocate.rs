@@ -3,7 +3,6 @@
 
 use microlp::{ComparisonOp, OptimizationDirection};
 use nightmarket::allocate::{Problem, allocate};
-use proptest::prelude::*;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::Value;
@@ -11,24 +10,24 @@ use std::path::Path;
 use std::process::{Command, Output};
 use tempfile::TempDir;
 
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
-
-    #[test]
-    fn the_bounds_enclose_the_optimum_under_every_kind_of_constraint(seed: u64) {
+/// The last three were once beyond the search: kinks in the way of a step, a plan that stayed where it was, steps from kink to kink.
+#[test]
+fn the_bounds_enclose_the_optimum_under_every_kind_of_constraint() {
+    for seed in (0..300).chain([329, 502, 7607]) {
         let problem = random_problem(&mut ChaCha8Rng::seed_from_u64(seed));
         let plan = allocate(&problem, None, 1).unwrap();
         let certificate = plan.certificate;
-        prop_assert!(certificate.gap <= 1e-4 && certificate.max_violation == 0.0, "{certificate:?}");
+        assert!(certificate.gap <= 1e-4 && certificate.max_violation == 0.0, "{seed} {certificate:?}");
         let whole: Vec<f64> = plan.whole.iter().map(|n| *n as f64).collect();
-        prop_assert!(problem.violation(&whole) <= 1e-12);
+        assert!(problem.violation(&whole) <= 1e-12, "{seed}");
         if let Some(optimum) = optimum(&problem) {
             let hair = 1e-7 * optimum.abs().max(1.0);
-            prop_assert!(certificate.upper_bound >= optimum - hair && certificate.value <= optimum + hair, "{optimum} {certificate:?}");
+            let enclosed = certificate.upper_bound >= optimum - hair && certificate.value <= optimum + hair;
+            assert!(enclosed, "{seed} {optimum} {certificate:?}");
         }
-        prop_assert_eq!(&plan, &allocate(&problem, None, 2).unwrap());
-        let warm = allocate(&problem, Some(&plan.prices), 1).unwrap();
-        prop_assert!(warm.certificate.gap <= 1e-4, "{:?}", warm.certificate);
+        assert_eq!(plan, allocate(&problem, None, 2).unwrap(), "{seed}");
+        let warm = allocate(&problem, Some(&plan.prices), 1).unwrap().certificate;
+        assert!(warm.gap <= 1e-4, "{seed} {warm:?}");
     }
 }
 

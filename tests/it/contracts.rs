@@ -2,18 +2,13 @@
 //! are told.
 
 use crate::shop::{block_on, key};
+use crate::small::{REMOVALS, Small};
 use chrono::NaiveDate;
 use nightmarket::error::{Error, Kind};
-use nightmarket::platform::catalog::Catalog;
 use nightmarket::platform::checks::{Checks, Violation};
 use nightmarket::platform::expectation::Severity;
-use nightmarket::platform::run::Run;
-use nightmarket::platform::storage::Store;
-use nightmarket::spec::Spec;
-use nightmarket::{features, ingest, workbench};
+use nightmarket::{features, ingest};
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
-use tempfile::TempDir;
 
 const DATE: NaiveDate = NaiveDate::from_ymd_opt(2026, 11, 22).expect("a date");
 
@@ -35,16 +30,6 @@ item = { type = \"string\" }
 channel = { type = \"string\" CHANNEL }
 price = { type = \"float64\" PRICE }
 ts = { type = \"timestamp\" }
-
-[removals]
-location = \"removals\"
-kind = \"snapshot\"
-partition = \"dt\"
-required = true
-min_rows = 0
-
-[removals.columns]
-uid = { type = \"string\", id = \"user\" }
 ";
 
 const SALES: &str = "\
@@ -63,14 +48,6 @@ const ITEMS: &str = "\
 SELECT DISTINCT item AS item_id FROM raw.sales WHERE item <> 'i4'
 ";
 
-const SUPPRESSIONS: &str = "\
--- Who is not to be processed.
--- grain: user_id
--- owner: privacy
--- daily: removals
-SELECT uid AS user_id FROM raw.removals
-";
-
 const SPENT: &str = "\
 -- What a user spent.
 -- grain: user_id
@@ -83,34 +60,23 @@ GROUP BY user_id
 ";
 
 /// A shop of six days, ten sales each: users u0 to u4, items i0 to i4, prices 0 to 9.
-struct Small {
-    folder: TempDir,
-}
-
 impl Small {
-    fn new() -> Self {
-        let small = Self { folder: tempfile::tempdir().expect("a folder") };
+    fn of_sales() -> Self {
+        let small = Self::empty();
         small.contract("", "", "");
         small.headers("", "");
         small.write("sql/staging/items.sql", ITEMS);
-        small.write("sql/staging/suppressions.sql", SUPPRESSIONS);
         for day in 17..=22 {
             small.day(day, 10, "");
-            small.write(&format!("raw/removals/dt=2026-11-{day}/a.csv"), "uid\nu9\n");
+            small.removed(day, "u9");
         }
-        let root = small.folder.path().display();
-        small.write(
-            "job.toml",
-            &format!(
-                "name = \"small\"\ntimezone = \"UTC\"\nsql = \"{root}/sql\"\narrival_lag_hours = 0\nseed = 1\n\n[store]\nraw = \"{root}/raw\"\noutput = \"{root}/out\"\n\n\
-                 [ingest]\nhistory_days = 28\nconsent = \"not_applicable\"\nconsent_reason = \"Nobody is real here.\"\n\n[dataset]\ntrain_days = 4\nlabel_window_days = 0\n"
-            ),
-        );
+        small.job("UTC", 0);
         small
     }
 
     fn contract(&self, table: &str, channel: &str, price: &str) {
-        self.write("sql/sources.toml", &SOURCES.replace("TABLE", table).replace("CHANNEL", channel).replace("PRICE", price));
+        let sources = SOURCES.replace("TABLE", table).replace("CHANNEL", channel).replace("PRICE", price);
+        self.write("sql/sources.toml", &(sources + REMOVALS));
     }
 
     fn headers(&self, sales: &str, spent: &str) {
@@ -127,31 +93,15 @@ impl Small {
         self.write(&format!("raw/sales/dt=2026-11-{day}/a.csv"), &(text + more));
     }
 
-    fn path(&self, path: &str) -> PathBuf {
-        self.folder.path().join(path)
-    }
-
-    fn write(&self, path: &str, text: &str) {
-        let path = self.path(path);
-        std::fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
-        std::fs::write(path, text).expect("written");
-    }
-
     /// All that a night asks.
     fn asked(&self) -> Result<Checks, Error> {
-        let spec = Spec::read(&self.path("job.toml")).expect("a spec");
-        let open = |place: &str| Store::open(place).expect("a store");
-        let catalog = Catalog::load(Path::new(&spec.sql)).unwrap_or_else(|error| panic!("{error}"));
-        let (raw, out) = (open(&spec.store.raw), open(&spec.store.output));
-        let run = Run::new(spec.job().expect("a job"), DATE, raw, out, catalog, spec.engine.clone());
+        let (run, spec) = self.run(DATE);
         block_on(async {
             let staged = ingest::run(&run, &spec.ingest, &key()).await?;
             let mut all = staged.checks.clone();
             let snapshots = features::run(&run, &staged, &BTreeSet::from([DATE])).await?;
-            for more in [ingest::check(&run, &staged).await?, features::check(&run, &staged, &snapshots).await?] {
-                all.asked += more.asked;
-                all.violations.extend(more.violations);
-            }
+            all.add(ingest::check(&run, &staged).await?);
+            all.add(features::check(&run, &staged, &snapshots).await?);
             Ok(all)
         })
     }
@@ -173,7 +123,7 @@ impl Small {
 
 #[test]
 fn a_contract_that_holds_says_nothing() {
-    let small = Small::new();
+    let small = Small::of_sales();
     small.contract("unique = true\nfreshness_hours = 6\nrows_within = [0.5, 2.0]", ", accepted = [\"web\", \"app\"]", ", min = 0, max = 9");
     let header = "-- not_null: user_id\n-- unique: sale_id\n-- accepted: channel = web | app\n-- range: price = 0 .. 9\n";
     small.headers(header, "-- not_null: spent_30d\n-- relationship: user_id = sales.user_id\n");
@@ -182,7 +132,7 @@ fn a_contract_that_holds_says_nothing() {
 
 #[test]
 fn a_value_out_of_its_range_or_list_is_shown_with_query_and_rows() {
-    let small = Small::new();
+    let small = Small::of_sales();
     small.contract("", "", ", max = 8, severity = \"warn\"");
     let found = small.warned();
     assert_eq!((found.check.as_str(), found.rows), ("raw.sales: price range .. 8", 1));
@@ -196,7 +146,7 @@ fn a_value_out_of_its_range_or_list_is_shown_with_query_and_rows() {
 
 #[test]
 fn a_key_of_an_earlier_day_counts_as_a_duplicate() {
-    let small = Small::new();
+    let small = Small::of_sales();
     small.contract("unique = true\nseverity = \"warn\"", "", "");
     small.day(22, 10, "s1903,u1,i1,web,1,2026-11-22T11:00:00Z\n");
     let found = small.warned();
@@ -210,7 +160,7 @@ fn a_key_of_an_earlier_day_counts_as_a_duplicate() {
 
 #[test]
 fn a_day_that_is_stale_or_of_another_size_is_told() {
-    let small = Small::new();
+    let small = Small::of_sales();
     small.contract("freshness_hours = 4.5", "", "");
     let told = small.refused();
     assert!(told.contains("raw.sales: freshness_hours = 4.5") && told.contains("newest=2026-11-22T19:00:00Z"), "{told}");
@@ -234,7 +184,7 @@ fn what_a_header_says_of_its_columns_is_asked_every_night() {
         ("-- range: price = 1 .. (warn)\n", "price range 1 ..", 6),
         ("-- relationship: item_id = items.item_id (warn)\n", "item_id relationship items.item_id", 12),
     ];
-    let small = Small::new();
+    let small = Small::of_sales();
     small.day(22, 10, "s2290,u1,i1,,5,2026-11-22T11:00:00Z\ns2291,u1,i2,fax,5,2026-11-22T11:00:00Z\n");
     for (header, check, rows) in cases {
         small.headers(header, "");
@@ -251,7 +201,7 @@ fn what_a_header_says_of_its_columns_is_asked_every_night() {
 
 #[test]
 fn a_checks_rows_are_violations() {
-    let small = Small::new();
+    let small = Small::of_sales();
     let check = "-- Nothing is for free.\n-- grain: sale_id\n-- owner: shop\nSEVERITYSELECT sale_id, price FROM sales WHERE price = 0\n";
     small.write("sql/checks/free.sql", &check.replace("SEVERITY", "-- severity: warn\n"));
     let found = small.warned();
@@ -263,9 +213,9 @@ fn a_checks_rows_are_violations() {
 
 #[test]
 fn a_contract_or_header_that_cannot_hold_is_found_before_the_night() {
-    let small = Small::new();
+    let small = Small::of_sales();
     let messages = || {
-        let checked = block_on(workbench::check(&small.path("sql"))).expect("read");
+        let checked = small.check();
         checked.diagnostics.into_iter().map(|found| found.message).collect::<Vec<_>>()
     };
     assert_eq!(messages(), [""; 0]);

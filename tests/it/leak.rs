@@ -1,6 +1,7 @@
 //! The leak test finds what knows the future, whichever file lets it through, and finds nothing where nothing leaks.
 
 use crate::shop::{SECRET, block_on, copy, key};
+use crate::small::{self, REMOVALS, Small};
 use chrono::NaiveDate;
 use nightmarket::error::Kind;
 use nightmarket::pipeline::{self, Stage};
@@ -10,7 +11,7 @@ use nightmarket::platform::storage::Store;
 use nightmarket::spec::Spec;
 use nightmarket::workbench::leak::{self, Case, Leaks, Other};
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use tempfile::TempDir;
 
@@ -49,24 +50,6 @@ uid = { type = \"string\", id = \"user\" }
 shown = { type = \"string\" }
 ts = { type = \"timestamp\" }
 recv = { type = \"timestamp\" }
-
-[removals]
-location = \"removals\"
-kind = \"snapshot\"
-partition = \"dt\"
-required = true
-min_rows = 0
-
-[removals.columns]
-uid = { type = \"string\", id = \"user\" }
-";
-
-const SUPPRESSIONS: &str = "\
--- Who is not to be processed.
--- grain: user_id
--- owner: privacy
--- daily: removals
-SELECT uid AS user_id FROM raw.removals
 ";
 
 const IMPRESSIONS: &str = "\
@@ -123,15 +106,10 @@ GROUP BY user_id
 ";
 
 /// Logs of four UTC days: on each, four users are shown six ads; some buy the day after; one showing is delivered five hours late.
-struct Small {
-    folder: TempDir,
-}
-
 impl Small {
-    fn new() -> Self {
-        let small = Self { folder: tempfile::tempdir().expect("a folder") };
-        small.write("sql/sources.toml", SOURCES);
-        small.write("sql/staging/suppressions.sql", SUPPRESSIONS);
+    fn of_showings() -> Self {
+        let small = Self::empty();
+        small.write("sql/sources.toml", &format!("{SOURCES}{REMOVALS}"));
         small.write("sql/staging/impressions.sql", IMPRESSIONS);
         small.write("sql/staging/orders.sql", ORDERS);
         small.write("sql/features/ad__cvr.sql", CVR);
@@ -150,28 +128,10 @@ impl Small {
                 orders += &format!("o{day}{n:02},u{},s{}{n:02},{at},{at}\n", n % 4, day - 1);
             }
             small.write(&format!("raw/orders/dt=2026-11-{day}/a.csv"), &orders);
-            small.write(&format!("raw/removals/dt=2026-11-{day}/a.csv"), "uid\nu9\n");
+            small.removed(day, "u9");
         }
-        small.write("job.toml", &small.job("UTC"));
+        small.job("UTC", 3);
         small
-    }
-
-    fn job(&self, timezone: &str) -> String {
-        let root = self.folder.path().display();
-        format!(
-            "name = \"small\"\ntimezone = \"{timezone}\"\nsql = \"{root}/sql\"\narrival_lag_hours = 3\nseed = 1\n\n[store]\nraw = \"{root}/raw\"\noutput = \"{root}/out\"\n\n\
-             [ingest]\nhistory_days = 28\nconsent = \"not_applicable\"\nconsent_reason = \"Nobody is real here.\"\n\n[dataset]\ntrain_days = 4\nlabel_window_days = 0\n"
-        )
-    }
-
-    fn path(&self, path: &str) -> PathBuf {
-        self.folder.path().join(path)
-    }
-
-    fn write(&self, path: &str, text: &str) {
-        let path = self.path(path);
-        std::fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
-        std::fs::write(path, text).expect("written");
     }
 
     /// Changes a file of the shop.
@@ -182,17 +142,14 @@ impl Small {
     }
 
     fn leaks(&self, others: &[Other]) -> Leaks {
-        tested(&Spec::read(&self.path("job.toml")).expect("a spec"), 1.0, others)
+        tested(&self.spec(), 1.0, others)
     }
 }
 
 /// Tests all features of a job as of the day before the last.
 fn tested(spec: &Spec, share: f64, others: &[Other]) -> Leaks {
-    let open = |place: &str| Store::open(place).expect("a store");
-    let catalog = Catalog::load(Path::new(&spec.sql)).expect("it loads");
-    let features: BTreeSet<String> = catalog.features.iter().map(|query| query.name.clone()).collect();
-    let job = spec.job().expect("a job");
-    let run = Run::new(job, UNTIL, open(&spec.store.raw), open(&spec.store.output), catalog, spec.engine.clone());
+    let run = small::run(spec, UNTIL);
+    let features: BTreeSet<String> = run.catalog.features.iter().map(|query| query.name.clone()).collect();
     let case = Case { run: &run, ingest: &spec.ingest, key: &key(), day: DAY, share, features, others };
     block_on(leak::test(&case)).unwrap_or_else(|error| panic!("{error}"))
 }
@@ -209,7 +166,7 @@ fn only(found: &Leaks) -> (&str, Vec<&str>, &str) {
 
 #[test]
 fn what_asks_for_its_dates_leaks_nothing() {
-    let found = Small::new().leaks(&ALL);
+    let found = Small::of_showings().leaks(&ALL);
     assert_eq!(found.leaks, [], "{}", found.text());
     assert_eq!((found.others.as_slice(), found.tables.len()), (ALL.as_slice(), 2), "all was tried on both");
     // 25 shown on the last day, one delivered late, and the last day's three orders.
@@ -219,7 +176,7 @@ fn what_asks_for_its_dates_leaks_nothing() {
 
 #[test]
 fn a_file_without_the_date_filter_is_found() {
-    let small = Small::new();
+    let small = Small::of_showings();
     small.plant("sql/features/user__bought.sql", "WHERE known_at < $as_of\n", "");
     let found = small.leaks(&ALL);
     assert_eq!(only(&found), ("user__bought", vec!["n_orders"], "orders"));
@@ -233,7 +190,7 @@ fn a_file_without_the_date_filter_is_found() {
 
 #[test]
 fn a_smoothed_rate_that_sees_later_conversions_is_found() {
-    let small = Small::new();
+    let small = Small::of_showings();
     small.plant("sql/staging/impressions.sql", "AS converted,\n    bought.known_at AS converted_at", "AS converted");
     let found = small.leaks(&ALL);
     assert_eq!(only(&found), ("ad__cvr", vec!["cvr_30d"], "orders"));
@@ -244,7 +201,7 @@ fn a_smoothed_rate_that_sees_later_conversions_is_found() {
 
 #[test]
 fn a_late_arrival_is_found() {
-    let small = Small::new();
+    let small = Small::of_showings();
     small.plant("sql/staging/impressions.sql", "    shown.recv AS arrived_at,\n", "");
     let found = small.leaks(&[Other::Arrived]);
     assert_eq!(only(&found), ("ad__cvr", vec!["n_shown_30d", "cvr_30d"], "shown"));
@@ -254,9 +211,9 @@ fn a_late_arrival_is_found() {
 
 #[test]
 fn a_slip_of_time_zones_is_found() {
-    let small = Small::new();
+    let small = Small::of_showings();
     // The folders are days of UTC, the job's day ends eight hours earlier, and somebody makes the time "local".
-    small.write("job.toml", &small.job("Asia/Shanghai"));
+    small.job("Asia/Shanghai", 3);
     assert_eq!(small.leaks(&ALL).leaks, []);
     small.plant("sql/staging/impressions.sql", "shown.ts AS occurred_at", "shown.ts - INTERVAL '8 hours' AS occurred_at");
     let found = small.leaks(&[Other::Happened]);
@@ -266,7 +223,7 @@ fn a_slip_of_time_zones_is_found() {
 
 #[test]
 fn shuffling_the_future_finds_what_it_decides() {
-    let small = Small::new();
+    let small = Small::of_showings();
     small.plant("sql/staging/impressions.sql", "AS converted,\n    bought.known_at AS converted_at", "AS converted");
     let found = small.leaks(&[Other::Shuffled]);
     assert_eq!(found.leaks.len(), 1, "{}", found.text());
@@ -293,7 +250,7 @@ fn the_shops_own_features_know_nothing_of_the_future() {
 
 #[test]
 fn the_command_names_the_file_and_ends_with_30() {
-    let small = Small::new();
+    let small = Small::of_showings();
     small.plant("sql/features/user__bought.sql", "WHERE known_at < $as_of\n", "");
     let leak = |arguments: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_nightmarket"));

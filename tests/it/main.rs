@@ -16,6 +16,7 @@ mod report;
 mod s3;
 mod shop;
 mod simulations;
+mod small;
 mod sql_check;
 mod sql_room;
 mod sql_tools;

@@ -1,10 +1,10 @@
 //! The analyst's tools on a small shop of CSV files with known rows: list, show, preview, test, diff, graph, new, shell.
 
 use crate::shop::{SECRET, block_on, key};
+use crate::small::{REMOVALS, Small};
 use chrono::NaiveDate;
 use nightmarket::features;
 use nightmarket::ingest;
-use nightmarket::platform::catalog::Catalog;
 use nightmarket::platform::run::Run;
 use nightmarket::platform::storage::Store;
 use nightmarket::spec::Spec;
@@ -12,7 +12,6 @@ use nightmarket::workbench::{self, Answer, Checked, Desk, Shell, select};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use tempfile::TempDir;
 
 const DATE: NaiveDate = NaiveDate::from_ymd_opt(2026, 11, 22).expect("a date");
 
@@ -30,16 +29,6 @@ item = { type = \"string\" }
 kind = { type = \"string\" }
 ts = { type = \"timestamp\" }
 price = { type = \"float64\" }
-
-[removals]
-location = \"removals\"
-kind = \"snapshot\"
-partition = \"dt\"
-required = true
-min_rows = 0
-
-[removals.columns]
-uid = { type = \"string\", id = \"user\" }
 ";
 
 const EVENTS: &str = "\
@@ -49,14 +38,6 @@ const EVENTS: &str = "\
 -- tags: core
 -- daily: event_log
 SELECT event_id, uid AS user_id, item AS item_id, kind AS event_type, ts AS occurred_at, price FROM raw.event_log
-";
-
-const SUPPRESSIONS: &str = "\
--- Who is not to be processed.
--- grain: user_id
--- owner: privacy
--- daily: removals
-SELECT uid AS user_id FROM raw.removals
 ";
 
 const SPENT: &str = "\
@@ -96,16 +77,11 @@ FROM user__spent
 ";
 
 /// A shop's folder with logs of three days, an output, and a job.
-struct Small {
-    folder: TempDir,
-}
-
 impl Small {
-    fn new() -> Self {
-        let small = Self { folder: tempfile::tempdir().expect("a folder") };
-        small.write("sql/sources.toml", SOURCES);
+    fn of_events() -> Self {
+        let small = Self::empty();
+        small.write("sql/sources.toml", &format!("{SOURCES}{REMOVALS}"));
         small.write("sql/staging/events.sql", EVENTS);
-        small.write("sql/staging/suppressions.sql", SUPPRESSIONS);
         small.write("sql/features/user__spent.sql", SPENT);
         small.write("sql/features/user__spent.slt", SPENT_TEST);
         small.write("sql/features/user__level.sql", LEVEL);
@@ -116,50 +92,24 @@ impl Small {
                 rows += &format!("e{day}{n:02},u{user:02},i{item},view,2026-11-{day}T{:02}:00:00Z,{}\n", n % 24, user * 2);
             }
             small.write(&format!("raw/events/dt=2026-11-{day}/a.csv"), &rows);
-            small.write(&format!("raw/removals/dt=2026-11-{day}/a.csv"), "uid\nu19\n");
+            small.removed(day, "u19");
         }
-        small.write("job.toml", &small.job());
+        small.job("UTC", 0);
         small
     }
 
-    fn job(&self) -> String {
-        let root = self.folder.path().display();
-        format!(
-            "name = \"small\"\ntimezone = \"UTC\"\nsql = \"{root}/sql\"\narrival_lag_hours = 0\nseed = 1\n\n[store]\nraw = \"{root}/raw\"\noutput = \"{root}/out\"\n\n\
-             [engine]\nbuckets = 2\n\n[ingest]\nhistory_days = 28\nconsent = \"not_applicable\"\nconsent_reason = \"Nobody is real here.\"\n\n[dataset]\ntrain_days = 4\nlabel_window_days = 0\n"
-        )
-    }
-
-    fn path(&self, path: &str) -> PathBuf {
-        self.folder.path().join(path)
-    }
-
-    fn write(&self, path: &str, text: &str) {
-        let path = self.path(path);
-        std::fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
-        std::fs::write(path, text).expect("written");
-    }
-
     fn checked(&self) -> Checked {
-        block_on(workbench::check(&self.path("sql"))).expect("read").sound().unwrap_or_else(|error| panic!("{error}"))
-    }
-
-    fn run(&self) -> (Run, Spec) {
-        let spec = Spec::read(&self.path("job.toml")).expect("a spec");
-        let open = |place: &str| Store::open(place).expect("a store");
-        let catalog = Catalog::load(&self.path("sql")).expect("it loads");
-        let (raw, out) = (open(&spec.store.raw), open(&spec.store.output));
-        (Run::new(spec.job().expect("a job"), DATE, raw, out, catalog, spec.engine.clone()), spec)
+        self.check().sound().unwrap_or_else(|error| panic!("{error}"))
     }
 
     fn desk(&self) -> Desk {
-        let (run, spec) = self.run();
+        let (run, spec) = self.run(DATE);
         Desk { run, ingest: spec.ingest, key: key() }
     }
 
     /// The night up to its features, as far as these tools look.
     fn night(&self) {
-        let (run, spec) = self.run();
+        let (run, spec) = self.run(DATE);
         block_on(async {
             let staged = ingest::run(&run, &spec.ingest, &key()).await.expect("staged");
             features::run(&run, &staged, &BTreeSet::from([DATE])).await.expect("computed");
@@ -190,7 +140,7 @@ impl Small {
 
 #[test]
 fn a_list_tells_columns_with_their_comments_and_where_they_come_from_and_go() {
-    let small = Small::new();
+    let small = Small::of_events();
     let checked = small.checked();
     let spent = checked.table("user__spent").expect("planned");
     assert_eq!((spent.owner.as_deref(), spent.tested, spent.tags.len()), (Some("growth"), true, 2));
@@ -218,7 +168,7 @@ fn a_list_tells_columns_with_their_comments_and_where_they_come_from_and_go() {
 
 #[test]
 fn show_prints_the_query_and_its_plan() {
-    let small = Small::new();
+    let small = Small::of_events();
     let (code, out, err) = small.nightmarket(&["sql", "show", &small.path("sql/features/user__spent.sql").display().to_string()]);
     assert_eq!(code, Some(0), "{err}");
     assert!(out.contains("<- events.price") && out.ends_with("GROUP BY user_id\n"), "{out}");
@@ -233,7 +183,7 @@ fn show_prints_the_query_and_its_plan() {
 
 #[test]
 fn a_preview_counts_profiles_and_leaves_nothing_of_the_features_behind() {
-    let small = Small::new();
+    let small = Small::of_events();
     let desk = small.desk();
     let query = select::one(&desk.run.catalog, "features/user__spent.sql").expect("there").clone();
     let preview = block_on(workbench::preview(&desk, &query, 3)).expect("computed");
@@ -261,7 +211,7 @@ fn a_preview_counts_profiles_and_leaves_nothing_of_the_features_behind() {
 
 #[test]
 fn a_key_that_is_none_is_told_by_preview_and_by_test() {
-    let small = Small::new();
+    let small = Small::of_events();
     small.write("sql/features/user__spent.sql", &SPENT.replace("GROUP BY user_id", "GROUP BY user_id, item_id"));
     let desk = small.desk();
     let query = select::one(&desk.run.catalog, "user__spent").expect("there").clone();
@@ -277,7 +227,7 @@ fn a_key_that_is_none_is_told_by_preview_and_by_test() {
 
 #[test]
 fn a_broken_file_is_shown_with_its_caret_by_every_tool_and_breaks_no_other() {
-    let small = Small::new();
+    let small = Small::of_events();
     small.write("sql/features/user__level.sql", &LEVEL.replace("spent_30d >", "spnt_30d >"));
     for args in [["sql", "preview", "user__level"], ["sql", "show", "user__level"], ["sql", "diff", "user__level"]] {
         let (code, out, err) = small.nightmarket(&args);
@@ -290,7 +240,7 @@ fn a_broken_file_is_shown_with_its_caret_by_every_tool_and_breaks_no_other() {
 
 #[test]
 fn what_changed_since_the_last_run_is_modified() {
-    let small = Small::new();
+    let small = Small::of_events();
     let modified = || block_on(workbench::last_run::modified(&small.desk().run.output, &small.checked().catalog)).expect("read");
     let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
     assert_eq!(modified(), names(&["events", "suppressions", "user__level", "user__spent"]), "before the first run all is new");
@@ -317,7 +267,7 @@ fn what_changed_since_the_last_run_is_modified() {
 
 #[test]
 fn a_diff_against_the_last_run_counts_rows_and_weighs_columns() {
-    let small = Small::new();
+    let small = Small::of_events();
     small.night();
     let diff = || {
         let desk = small.desk();
@@ -353,7 +303,7 @@ fn a_diff_against_the_last_run_counts_rows_and_weighs_columns() {
 
 #[test]
 fn a_diff_against_a_revision_shows_what_the_change_does() {
-    let small = Small::new();
+    let small = Small::of_events();
     let git = |args: &[&str]| {
         let mut git = Command::new("git");
         git.arg("-C").arg(small.folder.path()).args(["-c", "user.name=a", "-c", "user.email=a@example.com"]).args(args);
@@ -388,7 +338,7 @@ fn a_diff_against_a_revision_shows_what_the_change_does() {
 
 #[test]
 fn the_graph_has_every_edge_in_every_form() {
-    let small = Small::new();
+    let small = Small::of_events();
     let checked = small.checked();
     let graph = |selectors: &[&str]| {
         let selectors: Vec<String> = selectors.iter().map(|selector| (*selector).to_owned()).collect();
@@ -444,7 +394,7 @@ fn boxes_that_overlap(svg: &str) -> usize {
 
 #[test]
 fn a_new_feature_plans_and_passes_its_test_at_once() {
-    let small = Small::new();
+    let small = Small::of_events();
     for name in ["user__carts", "item__views", "user_item__affinity"] {
         let written = workbench::new(&small.path("sql"), &small.checked(), name).unwrap_or_else(|error| panic!("{name}: {error}"));
         assert!(written.query.ends_with(format!("features/{name}.sql")) && written.test.is_file());
@@ -469,7 +419,7 @@ fn a_new_feature_plans_and_passes_its_test_at_once() {
 
 #[test]
 fn the_shell_answers_over_the_catalog_as_of_the_date() {
-    let small = Small::new();
+    let small = Small::of_events();
     let mut shell = Shell::new(small.desk(), small.checked()).expect("opened");
     let mut ask = |question: &str| block_on(shell.answer(question));
     let Ok(Answer::Rows(rows)) = ask("SELECT level, COUNT(*) AS n FROM user__level GROUP BY level ORDER BY level;") else { panic!("rows") };
