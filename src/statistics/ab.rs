@@ -147,11 +147,12 @@ pub struct Comparison {
     pub absolute: Effect,
     /// As a share of the control's (unadjusted) mean; none where that is zero.
     pub relative: Option<Effect>,
-    /// Welch and Satterthwaite's; none where no user differs from another.
+    /// Welch and Satterthwaite's; none where no user of an arm differs from another.
     pub degrees_of_freedom: Option<f64>,
 }
 
-/// A difference. Intervals and p-values are none when no user differs from another.
+/// A difference. Intervals and p-values are none when no user of an arm differs from another (an arm without a click, say): how far
+/// that arm may be from what it showed is then unknown, and an interval of the other arm's chance alone would be too narrow.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq)]
 pub struct Effect {
     pub estimate: f64,
@@ -193,8 +194,11 @@ pub fn compare(control: &Arm, treatment: &Arm, alpha: f64) -> Comparison {
     Comparison { absolute, relative, degrees_of_freedom: finite(df) }
 }
 
-/// Welch and Satterthwaite's degrees of freedom.
+/// Welch and Satterthwaite's degrees of freedom; no number where an arm's variance is not known.
 fn welch(va: f64, na: u64, vb: f64, nb: u64) -> f64 {
+    if va <= 0.0 || vb <= 0.0 {
+        return f64::NAN;
+    }
     (va + vb).powi(2) / (va * va / (na as f64 - 1.0) + vb * vb / (nb as f64 - 1.0))
 }
 
@@ -213,7 +217,7 @@ fn effect(estimate: f64, variance: f64, df: f64, users: f64, alpha: f64) -> Effe
         always_valid_p: None,
         method: Method::Delta,
     };
-    let Some(t) = student(df, alpha).filter(|_| variance > 0.0) else { return effect };
+    let Some(t) = student(df, alpha) else { return effect };
     effect.interval = Interval::around(estimate, t * error);
     effect.p = finite(student_two_sided(estimate / error, df));
     // Asymptotic confidence sequence: Waudby-Smith et al., arXiv 2103.06476, equations 9, 155 and 161.
