@@ -1,7 +1,7 @@
 # nightmarket's commands; `make` alone lists them.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build run test check sql bench bench-models report bless image render clean
+.PHONY: help setup build run test check sql bench bench-models bench-allocation report bless image render clean
 
 # For local runs on made-up people only: whoever knows the key can link a pseudonym to a person.
 export NIGHTMARKET_PSEUDONYM_KEY ?= demo-key-for-local-runs-only
@@ -57,6 +57,9 @@ bench: setup ## Time the stages
 bench-models: build ## The models beside FuxiCTR, scikit-learn and PyTorch, fetched into .bench (5 GB, once): make bench-models [DATA=folder]
 	@scripts/bench_models.py speed
 	@scripts/bench_models.py quality $(if $(DATA),--data $(DATA))
+
+bench-allocation: build ## The allocation beside HiGHS, fetched into .bench (100 MB, once)
+	@scripts/bench_allocation.py
 
 report: ## Open the latest report, or print where it is
 	@latest=$$(find .night -name report.html -exec ls -t {} + 2>/dev/null | head -n 1); \
