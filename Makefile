@@ -19,7 +19,7 @@ JOB ?= jobs/shop.toml
 DATE ?= 2026-11-22
 
 help: ## List the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Fetch libtorch into .libtorch (530 MB, once), unless LIBTORCH says where one is
 	@./scripts/libtorch.sh

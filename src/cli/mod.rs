@@ -220,8 +220,9 @@ fn describe_commit(commit: &Commit) -> String {
     format!("{:>4}  {}  {kind:<8}  {}  {}", commit.generation, commit.run_date, commit.policy_version, commit.tables)
 }
 
+/// Where nights have written; a mistyped path is told, not made.
 fn output_store(spec: &Spec, place: &Place) -> Result<Store> {
-    Store::open(place.out.as_deref().unwrap_or(&spec.store.output))
+    Store::open_existing(place.out.as_deref().unwrap_or(&spec.store.output))
 }
 
 /// A run of a job on a date, with its settings and its key.
