@@ -3,7 +3,11 @@
 # or the folder is already complete. libtorch_cpu.so needs two small CUDA libraries at load time, no GPU.
 set -eu
 cd "$(dirname "$0")/.."
-[ -n "${LIBTORCH:-}" ] && { echo "libtorch: using LIBTORCH=$LIBTORCH" >&2; exit 0; }
+if [ -n "${LIBTORCH:-}" ]; then
+    [ -f "$LIBTORCH/lib/libtorch_cpu.so" ] && { echo "libtorch: using LIBTORCH=$LIBTORCH" >&2; exit 0; }
+    echo "libtorch: LIBTORCH=$LIBTORCH has no lib/libtorch_cpu.so; unset it, and libtorch is fetched" >&2
+    exit 2
+fi
 target=.libtorch
 [ -f "$target/build-version" ] && exit 0
 case "$(uname -m)" in

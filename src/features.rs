@@ -3,6 +3,8 @@
 //! The queries see the tables through [`Staged::as_of`], so a snapshot of day d holds nothing that was not known at d's cut-off.
 //! A table keyed by user runs bucket by bucket: memory is bounded by the largest bucket, and the rows stay in bucket order.
 
+pub mod drift;
+
 use crate::error::{Context, Error, Result};
 use crate::ingest::Staged;
 use crate::platform::catalog::Query;
@@ -21,11 +23,12 @@ use std::collections::{BTreeMap, BTreeSet};
 pub struct Settings {
     /// The share of the devices and users on whom the night tests that no feature knows the future; 0 = no test.
     pub leak_share: f64,
+    pub drift: drift::Limits,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { leak_share: 0.02 }
+        Self { leak_share: 0.02, drift: drift::Limits::default() }
     }
 }
 
@@ -197,6 +200,15 @@ impl Snapshots {
             context.register_table(name.as_str(), rows.into_view())?;
         }
         Ok(())
+    }
+
+    /// Whether there are snapshots of a day.
+    pub fn has(&self, day: NaiveDate) -> bool {
+        self.days.contains_key(&day)
+    }
+
+    fn rows_of(&self, table: &str, day: NaiveDate) -> Option<u64> {
+        Some(self.days.get(&day)?.get(table)?.facts.rows)
     }
 
     /// What decides the content of a day's snapshot.

@@ -5,6 +5,7 @@
 
 mod diagnosis;
 mod discard;
+mod drift;
 mod facts;
 mod leak;
 mod learning;
@@ -74,6 +75,7 @@ async fn night(run: &Run, spec: &Spec, key: &Key, until: Stage, facts: &mut Fact
     facts.featured(&snapshots);
     facts.checks.add(features::check(run, &staged, &snapshots).await?);
     facts.leak = leak::test(run, spec, key, &staged, &snapshots).await?;
+    facts.drift = drift::drift(run, spec, &snapshots).await?;
     run.log_stage("features");
     if until == Stage::Features {
         return Ok(());

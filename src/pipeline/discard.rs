@@ -12,9 +12,11 @@ use crate::spec::Spec;
 use std::collections::BTreeSet;
 
 /// The stages that leave steps behind, and below which folders.
-const FOLDERS: [(Stage, &str); 9] = [
+const FOLDERS: [(Stage, &str); 11] = [
     (Stage::Ingest, "staging"),
     (Stage::Features, "features"),
+    (Stage::Features, "leak"),
+    (Stage::Features, "drift"),
     (Stage::Dataset, "dataset"),
     (Stage::Model, "model"),
     (Stage::Gate, "gate"),

@@ -10,6 +10,7 @@ use super::serving::Movers;
 use crate::admit::Admission;
 use crate::dataset::DatasetFacts;
 use crate::evaluate::EvaluationFacts;
+use crate::features::drift::Drift;
 use crate::features::{FeatureFacts, Snapshots};
 use crate::ingest::{IngestFacts, Staged};
 use crate::platform::checks::Checks;
@@ -35,6 +36,7 @@ pub struct Facts {
     pub ingest: Option<IngestFacts>,
     pub features: Vec<FeatureFacts>,
     pub leak: Option<Leaks>,
+    pub drift: Vec<Drift>,
     pub dataset: Option<Datasets>,
     pub model: Option<ModelFacts>,
     pub gate: Option<Judged>,
@@ -104,6 +106,7 @@ impl Facts {
             ingest: None,
             features: Vec::new(),
             leak: None,
+            drift: Vec::new(),
             dataset: None,
             model: None,
             gate: None,

@@ -17,6 +17,7 @@ pub mod psi;
 pub mod ope_limits;
 mod ope_marginal;
 pub mod reward_model;
+pub mod shift;
 pub mod stratified;
 
 use serde::{Deserialize, Serialize};

@@ -6,15 +6,14 @@ use crate::error::{Error, Result};
 use crate::platform::catalog::Query;
 use crate::platform::engine;
 use crate::platform::survey::load_text;
-use crate::statistics::psi;
+use crate::statistics::shift::{self, as_numbers};
 use crate::workbench::check::sql_type;
 use crate::workbench::last_run;
-use crate::workbench::profile::counts;
 use crate::workbench::tables::{Desk, open};
 use crate::workbench::text::{aligned, count, number, shorten, shown};
-use arrow::array::{Array, ArrayRef, AsArray, Float64Array, RecordBatch, UInt32Array};
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, UInt32Array};
 use arrow::compute::{SortColumn, cast, concat_batches, lexsort_to_indices, take, take_record_batch};
-use arrow::datatypes::{DataType, Float64Type, Int32Type};
+use arrow::datatypes::Float64Type;
 use arrow::row::{OwnedRow, RowConverter, SortField};
 use chrono::NaiveDate;
 use serde::Serialize;
@@ -157,7 +156,7 @@ pub fn compare(query: &Query, date: NaiveDate, against: String, before: &RecordB
             }
         }
         let psi = match (old, new) {
-            (Some(old), Some(new)) if !key.contains(name) => shift(old, new)?,
+            (Some(old), Some(new)) if !key.contains(name) => shift::index(old, new)?,
             _ => None,
         };
         let (before, after) = (old.map(side).transpose()?, new.map(side).transpose()?);
@@ -236,36 +235,6 @@ fn changed_rows(old: &ArrayRef, new: &ArrayRef) -> Result<Vec<usize>> {
     let converter = RowConverter::new(vec![SortField::new(new.data_type().clone())])?;
     let (old, new) = (converter.convert_columns(&[old])?, converter.convert_columns(std::slice::from_ref(new))?);
     Ok((0..new.num_rows()).filter(|row| old.row(*row) != new.row(*row)).collect())
-}
-
-/// Numbers as they are, lists by their length; `None` for what is no number.
-fn as_numbers(column: &ArrayRef) -> Result<Option<Vec<Option<f64>>>> {
-    Ok(match column.data_type() {
-        DataType::List(_) => {
-            let lengths = arrow::compute::kernels::length::length(column)?;
-            Some(lengths.as_primitive::<Int32Type>().iter().map(|length| length.map(f64::from)).collect())
-        }
-        kind if kind.is_numeric() => {
-            let values = cast(column, &DataType::Float64)?;
-            Some(values.as_any().downcast_ref::<Float64Array>().expect("it was cast").iter().collect())
-        }
-        _ => None,
-    })
-}
-
-fn shift(old: &ArrayRef, new: &ArrayRef) -> Result<Option<f64>> {
-    if let (Some(old), Some(new)) = (as_numbers(old)?, as_numbers(new)?) {
-        return Ok(psi::of_numbers(&old, &new));
-    }
-    if old.data_type() != new.data_type() {
-        return Ok(None);
-    }
-    let categories = |column: &ArrayRef| -> Result<BTreeMap<Option<Vec<u8>>, u64>> {
-        let mut found: BTreeMap<_, _> = counts(column)?.into_iter().map(|(bytes, count)| (Some(bytes), count.rows)).collect();
-        found.insert(None, column.logical_null_count() as u64);
-        Ok(found)
-    };
-    Ok(psi::of_categories(&categories(old)?, &categories(new)?))
 }
 
 fn side(column: &ArrayRef) -> Result<Side> {

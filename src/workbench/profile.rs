@@ -1,15 +1,13 @@
 //! What the values of each column are like: how many are missing, how many differ, from where to where they reach.
 
 use crate::error::Result;
+use crate::statistics::shift::{as_numbers, counts};
 use crate::workbench::check::sql_type;
 use crate::workbench::text::{aligned, count, number, shorten};
-use arrow::array::{Array, ArrayRef, AsArray, Float64Array, RecordBatch};
-use arrow::compute::cast;
-use arrow::datatypes::{DataType, Int32Type};
-use arrow::row::{RowConverter, SortField};
+use arrow::array::{Array, ArrayRef, RecordBatch};
+use arrow::datatypes::DataType;
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use serde::Serialize;
-use std::collections::HashMap;
 
 /// One column.
 #[derive(Clone, Debug, Serialize, PartialEq)]
@@ -50,17 +48,9 @@ fn of_column(name: &str, column: &ArrayRef) -> Result<Profile> {
         quantiles: None,
         most_often: None,
     };
-    match column.data_type() {
-        DataType::List(_) => {
-            let lengths = arrow::compute::kernels::length::length(column)?;
-            let lengths = lengths.as_primitive::<Int32Type>().iter().flatten().map(f64::from).collect();
-            profile.numbers(lengths);
-        }
-        kind if kind.is_numeric() => {
-            let values = cast(column, &DataType::Float64)?;
-            profile.numbers(values.as_any().downcast_ref::<Float64Array>().expect("it was cast").iter().flatten().collect());
-        }
-        _ => {
+    match as_numbers(column)? {
+        Some(values) => profile.numbers(values.into_iter().flatten().collect()),
+        None => {
             let formatter = ArrayFormatter::try_new(column, &FormatOptions::default())?;
             let text = |row: usize| formatter.value(row).to_string();
             // Equal bytes are equal values, and the bytes sort as the values do.
@@ -83,27 +73,6 @@ impl Profile {
         let at = |share: f64| values[(share * (values.len() - 1) as f64).floor() as usize];
         self.quantiles = Some([at(0.25), at(0.5), at(0.75)]);
     }
-}
-
-/// How often a value occurs, and in which row first.
-pub struct Count {
-    pub rows: u64,
-    pub first: usize,
-}
-
-/// The different values of a column, each as bytes that sort as the values do; NULL is left out.
-pub fn counts(column: &ArrayRef) -> Result<HashMap<Vec<u8>, Count>> {
-    let converter = RowConverter::new(vec![SortField::new(column.data_type().clone())])?;
-    let encoded = converter.convert_columns(std::slice::from_ref(column))?;
-    let nulls = column.logical_nulls();
-    let mut counts: HashMap<Vec<u8>, Count> = HashMap::new();
-    for (row, bytes) in encoded.iter().enumerate().filter(|(row, _)| nulls.as_ref().is_none_or(|nulls| nulls.is_valid(*row))) {
-        match counts.get_mut(bytes.as_ref()) {
-            Some(count) => count.rows += 1,
-            None => drop(counts.insert(bytes.as_ref().to_vec(), Count { rows: 1, first: row })),
-        }
-    }
-    Ok(counts)
 }
 
 /// A line a column.

@@ -3,8 +3,9 @@
 
 use crate::shop::{block_on, key};
 use crate::small::{REMOVALS, Small};
-use chrono::NaiveDate;
+use chrono::{Days, NaiveDate};
 use nightmarket::error::{Error, Kind};
+use nightmarket::features::drift::{Drift, Reference, against};
 use nightmarket::platform::checks::{Checks, Violation};
 use nightmarket::platform::expectation::Severity;
 use nightmarket::{features, ingest};
@@ -230,4 +231,59 @@ fn a_contract_or_header_that_cannot_hold_is_found_before_the_night() {
     small.headers("", "");
     small.contract("unique = true\narrived_at = \"price\"", "", "");
     assert_eq!(messages(), ["raw table sales: arrived_at names price, which is no timestamp column of it"]);
+}
+
+/// What a user bought last, and for how much; a third has no price on the drifted day.
+const LAST: &str = "\
+-- A user's last purchase.
+-- grain: user_id
+-- owner: growth
+SELECT user_id, LAST_VALUE(channel ORDER BY occurred_at, sale_id) AS channel, LAST_VALUE(price ORDER BY occurred_at, sale_id) AS price,
+       COUNT(*) AS sales, ARRAY_AGG(item_id ORDER BY occurred_at, sale_id) AS items
+FROM sales WHERE occurred_at >= $as_of - INTERVAL '1 day'
+GROUP BY user_id
+";
+
+/// Tonight's features against those of the day before.
+fn drift(small: &Small) -> Vec<Drift> {
+    let (run, spec) = small.run(DATE);
+    let days = BTreeSet::from([DATE - Days::new(1), DATE]);
+    let found = block_on(async {
+        let staged = ingest::run(&run, &spec.ingest, &key()).await?;
+        let snapshots = features::run(&run, &staged, &days).await?;
+        // Of the day before that there is no snapshot, and nothing is said.
+        let references = [1, 2].map(|back| (Reference::LastWeek, DATE - Days::new(back)));
+        against(&run, &spec.features.drift, &snapshots, &references).await
+    });
+    found.unwrap_or_else(|error: Error| panic!("{error}"))
+}
+
+#[test]
+fn a_feature_that_moved_went_missing_or_has_new_values_is_told() {
+    let small = Small::of_sales();
+    small.write("sql/features/user__last.sql", LAST);
+    // Two hundred users of a channel and a price each; on the drifted day every third has no price, and everybody another channel.
+    let day = |day: u32, channel: &str, price: &dyn Fn(u32) -> String| {
+        let rows: String =
+            (0..200).map(|n| format!("s{day}{n:03},u{n},i{},{channel},{},2026-11-{day}T10:00:00Z\n", n % 7, price(n))).collect();
+        small.write(&format!("raw/sales/dt=2026-11-{day}/a.csv"), &format!("id,uid,item,channel,price,ts\n{rows}"));
+    };
+    let usual = |n: u32| (n % 50).to_string();
+    day(21, "web", &usual);
+    day(22, "web", &usual);
+    let still = drift(&small);
+    let of_last: Vec<_> = still.iter().filter(|drift| drift.table == "user__last").collect();
+    assert_eq!(of_last.len(), 4, "{still:?}");
+    assert!(of_last.iter().all(|drift| drift.finding.is_none() && drift.psi == Some(0.0)), "{of_last:?}");
+
+    day(22, "kiosk", &|n| if n % 3 == 0 { String::new() } else { usual(n) });
+    let found = drift(&small);
+    let of = |column: &str| found.iter().find(|drift| drift.table == "user__last" && drift.column == column).expect("the column");
+    let (channel, price) = (of("channel"), of("price"));
+    assert_eq!((channel.distinct_before, channel.distinct, channel.unseen), (Some(1), Some(1), Some(1.0)));
+    assert!(channel.psi > Some(1.0) && channel.finding.as_ref().is_some_and(|text| text.contains("never seen before")), "{channel:?}");
+    assert_eq!((price.missing_before, price.missing), (0.0, 67.0 / 200.0));
+    assert!(price.finding.as_ref().is_some_and(|text| text.contains("33.5 % without a value, before 0.0 %")), "{price:?}");
+    assert_eq!((of("sales").finding.as_ref(), of("items").finding.as_ref()), (None, None));
+    assert!(found[0].finding.is_some() && found[0].psi >= found[1].psi, "the most moved first");
 }
