@@ -17,7 +17,7 @@ use arrow::datatypes::Float64Type;
 use arrow::row::{OwnedRow, RowConverter, SortField};
 use chrono::NaiveDate;
 use serde::Serialize;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 
 #[derive(Clone, Debug, Serialize, PartialEq)]

@@ -156,7 +156,8 @@ fn every_ad_is_told_what_holds_it_back() {
     let found = results(&on(CANDIDATES, SEGMENTS, ADS));
     assert!((found["value_whole"].as_f64().unwrap() - (2.0 * 40.0 + 110.0 - 10.0 * 20.0)).abs() < 1e-6, "{found}");
     let told: Vec<_> = found["campaigns"].as_array().unwrap().iter().map(|campaign| campaign["binding_constraint"].clone()).collect();
-    assert_eq!(told, ["budget", "supply", "no_supply", "no_segment", "no_segment"]);
+    // The last has neither money nor a segment: money comes first.
+    assert_eq!(told, ["budget", "supply", "no_supply", "no_segment", "budget"]);
     assert_eq!(found["campaigns"][0]["impressions"], 40);
     assert_eq!(found["campaigns"][0]["unspent_reason"], Value::Null);
     // A unit of money buys two impressions, each worth one more than those of the other ad.
