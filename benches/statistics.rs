@@ -5,7 +5,7 @@
 #[path = "../tests/it/worlds.rs"]
 mod worlds;
 
-use worlds::{HONEST, Q, errors, false_positives, lift_coverage, ope_coverage, peeking};
+use worlds::{HONEST, Q, errors, false_losses, false_positives, lift_coverage, ope_coverage, peeking};
 
 #[expect(clippy::print_stdout, reason = "a bench prints its table")]
 fn main() {
@@ -35,6 +35,10 @@ fn main() {
         println!("| the same in worlds that were refused, {estimator:?} | {} | |", percent(found.covered_of_refused[i]));
     }
     println!("| refused worlds | {} | |", percent(found.refused as f64 / (found.accepted + found.refused) as f64));
+    for users in [10, 20, 50, 100, 200] {
+        let found = percent(false_losses(5_000, users));
+        println!("| an equally good ad of weight 11 is found a loss in 5,000 worlds, {users} users click | {found} | |");
+    }
     println!("\n| model of the reward | error of IPS | of DM | of DR |\n|---|---|---|---|");
     for q in [Q::Exact, Q::Informative, Q::Biased, Q::Noise] {
         let [ips, dm, dr] = errors(5_000, q);

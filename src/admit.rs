@@ -1,8 +1,8 @@
 //! Tonight's table, before it may serve: feasible, above the privacy floor, a probability in every arm, and not worse than what serves.
 //!
 //! A table that is not admitted leaves yesterday's in place. A broken floor is told apart from the rest, because it ends the night with
-//! its own exit code. An off-policy value that the logs do not identify never blocks: refusing every table that differs much from
-//! yesterday's would freeze the shop.
+//! its own exit code. An off-policy value that the logs do not identify never blocks, nor a difference that few users decide: refusing
+//! every table that differs much from yesterday's would freeze the shop.
 
 use crate::error::Result;
 use crate::statistics::{Estimate, ope};
@@ -110,6 +110,12 @@ fn off_policy(proposal: &Proposal<'_>) -> Check {
             "the table would earn {} a row more than the {champion:.6} of the one that serves",
             range(difference, bounds.low, bounds.high)
         );
+        let deciding = evaluation.deciding_users.unwrap_or(0);
+        if deciding < ope::MIN_DECIDING_USERS {
+            let needed = ope::MIN_DECIDING_USERS;
+            finding += &format!("; {deciding} users with a click decide that, {needed} are needed, so it does not block");
+            return check(true, finding);
+        }
         let worse = bounds.high < 0.0;
         let risky = proposal.max_loss.is_some_and(|share| bounds.low < -share * champion);
         if risky && !worse {

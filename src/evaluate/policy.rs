@@ -59,8 +59,9 @@ pub fn off_policy_value(
     if let Some(champion) = champion {
         let both: Vec<usize> = rows.into_iter().filter(|&row| champion.probabilities[row].is_some()).collect();
         let (ours, theirs) = (of(&both, target), of(&both, champion));
-        if let Some((value, difference)) = ope::difference(&ours.rounds(), &theirs.rounds(), plan, seed)? {
-            (evaluation.champion, evaluation.difference) = (Some(value), Some(difference));
+        if let Some(found) = ope::difference(&ours.rounds(), &theirs.rounds(), plan, seed)? {
+            (evaluation.champion, evaluation.difference) = (Some(found.other), Some(found.difference));
+            evaluation.deciding_users = Some(found.deciding_users);
         }
     }
     Ok(Some(evaluation))

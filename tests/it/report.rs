@@ -228,13 +228,13 @@ fn a_fact_of_a_later_version_is_shown_without_a_change_here() {
     facts["targeting"]["duality_gap"] = json!(0.000_123);
     facts["segments"]["clusters"] = json!([{"cluster": 7, "users": 411}]);
     facts["evaluate"]["fatigue"] = json!([{"exposure": 1, "ctr": 0.021}, {"exposure": 2, "ctr": 0.017}]);
-    facts["drift"] = json!([{"column": "price", "psi": 0.31}]);
+    facts["drift"] = json!([{"table": "user__last", "column": "price", "psi": 0.31}]);
     facts["bids"] = json!({"campaigns_changed": 4});
     let page = render(&facts).expect("renders");
     assert!(section(&page, "money").contains("<dt>duality gap</dt><dd>0.000123</dd>"));
     assert!(section(&page, "segments").contains("<th scope=\"col\">cluster</th><th scope=\"col\">users</th>"));
     assert!(section(&page, "experiments").contains("<th scope=\"col\">exposure</th>"));
-    assert!(section(&page, "features").contains("<h3>Drift</h3>") && section(&page, "features").contains("<td>0.31</td>"));
+    assert!(section(&page, "features").contains("1 comparisons of a column") && section(&page, "features").contains("0.310"));
     assert!(section(&page, "configuration").contains("<dt>bids campaigns changed</dt><dd>4</dd>"));
 }
 

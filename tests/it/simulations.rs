@@ -1,7 +1,8 @@
 //! Promised error rates, kept: each over as many worlds as a few seconds allow. The bounds are the promise and three standard errors of
 //! the simulation itself; `cargo bench --bench statistics` tries more worlds against the promise alone.
 
-use crate::worlds::{HONEST, Q, errors, false_positives, lift_coverage, ope_coverage, peeking};
+use crate::worlds::{HONEST, Q, errors, false_losses, false_positives, lift_coverage, ope_coverage, peeking};
+use nightmarket::statistics::ope::MIN_DECIDING_USERS;
 
 #[test]
 fn equal_arms_differ_in_one_experiment_of_twenty_unless_impressions_are_taken_for_users() {
@@ -50,4 +51,11 @@ fn doubly_robust_beats_weighting_where_the_model_knows_and_the_model_where_it_is
     assert!(dm < dr, "{dm} against {dr}");
     let [ips, _, dr] = errors(600, Q::Noise);
     assert!(ips < dr, "{ips} against {dr}");
+}
+
+#[test]
+fn a_new_ad_looks_worse_by_chance_far_too_often_where_few_users_click() {
+    let [few, enough] = [10, MIN_DECIDING_USERS].map(|users| false_losses(1_000, users));
+    assert!(enough <= 0.065, "one-sided, 2.5 % are promised: {enough}");
+    assert!(few > 0.15, "with ten clicks it would block a good table: {few}");
 }

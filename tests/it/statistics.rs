@@ -11,7 +11,7 @@ use nightmarket::statistics::bootstrap::{self, Clusters, Plan};
 use nightmarket::statistics::calibration::{Calibrator, undo_sampling};
 use nightmarket::statistics::moments::Moments;
 use nightmarket::statistics::ope::{self, Estimator, Model, Rounds, Verdict};
-use nightmarket::statistics::{Interval, ab, metrics};
+use nightmarket::statistics::{Estimate, Interval, ab, metrics};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
@@ -672,6 +672,17 @@ fn a_table_is_admitted_unless_a_check_objects() {
     assert!(admit(&Proposal { off_policy: Some(&better), ..good.clone() }).admitted);
     let refused = admit(&Proposal { off_policy: Some(&worse), ..good.clone() });
     assert!(!refused.admitted && !refused.floor_broken && refused.objections().contains("the table would earn"), "{refused:?}");
+    // Against a table that serves, the same loss blocks where enough users decide it.
+    let loses = |deciding_users: u64| {
+        let interval = Some(Interval { low: -0.02, high: -0.01 });
+        let (champion, difference) = (Some(Estimate { value: 0.1, interval }), Some(Estimate { value: -0.015, interval }));
+        ope::Evaluation { champion, difference, deciding_users: Some(deciding_users), ..better.clone() }
+    };
+    let (few, many) = (loses(ope::MIN_DECIDING_USERS - 1), loses(ope::MIN_DECIDING_USERS));
+    let blocked = admit(&Proposal { off_policy: Some(&many), ..good.clone() });
+    assert!(!blocked.admitted && blocked.objections().contains("than the 0.100000 of the one that serves"), "{blocked:?}");
+    let spared = admit(&Proposal { off_policy: Some(&few), ..good.clone() });
+    assert!(spared.admitted && spared.checks.iter().any(|check| check.finding.contains("99 users with a click decide that")), "{spared:?}");
     let unknown = ope::Evaluation { verdict: Verdict::NotIdentified { reason: "the logs say so".into() }, ..worse };
     let admission = admit(&Proposal { off_policy: Some(&unknown), ..good });
     let check = admission.checks.iter().find(|check| check.name == CheckName::OffPolicy).unwrap();

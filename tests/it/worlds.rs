@@ -341,3 +341,30 @@ pub fn errors(worlds: u64, q: Q) -> [f64; 3] {
     let found: Vec<[f64; 3]> = found.into_iter().flatten().collect();
     [0, 1, 2].map(|i: usize| (found.iter().map(|errors| errors[i]).sum::<f64>() / found.len() as f64).sqrt())
 }
+
+/// Worlds of two equally good ads, one of which serves ten times in eleven: how often the difference of always showing the other is
+/// found to be a loss, with about so many users who click.
+pub fn false_losses(worlds: u64, clicking_users: u64) -> f64 {
+    let found = for_seeds(worlds, |seed| {
+        let mut random = ChaCha8Rng::seed_from_u64(seed);
+        let users: Vec<u64> = (0..20 * clicking_users).map(|_| random.random()).collect();
+        let common: Vec<bool> = users.iter().map(|_| random.random_bool(10.0 / 11.0)).collect();
+        let rewards: Vec<f64> = users.iter().map(|_| f64::from(u8::from(random.random_bool(0.05)))).collect();
+        let one_if = |yes: bool| f64::from(u8::from(yes));
+        let propensities: Vec<f64> = common.iter().map(|common| if *common { 10.0 / 11.0 } else { 1.0 / 11.0 }).collect();
+        let [rare, serving]: [Vec<f64>; 2] = [false, true].map(|always| common.iter().map(|common| one_if(*common == always)).collect());
+        let rounds = |targets| Rounds {
+            rewards: &rewards,
+            propensities: &propensities,
+            targets,
+            users: &users,
+            model: None,
+            embeddings: None,
+            unsupported: None,
+        };
+        let plan = ope::Plan { replicates: 300, ..ope::Plan::default() };
+        let found = ope::difference(&rounds(&rare), &rounds(&serving), &plan, seed).expect("sound columns");
+        found.and_then(|found| found.difference.interval).is_some_and(|interval| interval.high < 0.0)
+    });
+    share(found)
+}
