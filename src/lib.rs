@@ -27,6 +27,7 @@ pub mod segments;
 pub mod targeting;
 pub mod admit;
 pub mod publish;
+pub mod deliver;
 pub mod evaluate;
 pub mod report;
 

@@ -54,7 +54,11 @@ pub async fn run(run: &Run, spec: &Spec, key: &Key, until: Stage) -> Result<Fact
     if until >= Stage::Publish {
         reports::write(run, spec, &mut facts).await?;
     }
-    Ok(facts)
+    // The commit stands and is reported; the load is still owed.
+    match facts.deliver.as_ref().and_then(|delivered| delivered.kind.zip(delivered.error.as_ref())) {
+        Some((kind, error)) => Err(Error::new(kind, error).action("run again, or `nightmarket publish`: the commit stands")),
+        None => Ok(facts),
+    }
 }
 
 async fn night(run: &Run, spec: &Spec, key: &Key, until: Stage, facts: &mut Facts) -> Result<()> {
@@ -138,6 +142,7 @@ async fn night(run: &Run, spec: &Spec, key: &Key, until: Stage, facts: &mut Fact
         true => publish::commit(run, &written, Some(chosen.folder)).await?,
         false => publish::keep(&written, &admission.objections()),
     });
+    facts.deliver = serving::deliver(run, spec).await?;
     facts.admit = Some(admission);
     facts.off_policy = off_policy;
     facts.movers = Some(serving::movers(run, &tables, previous.as_ref()).await?);

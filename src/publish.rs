@@ -3,17 +3,24 @@
 //! A reader takes the commit of the highest generation and reads the files it names; so a table appears whole or not at all, and
 //! going back is a new commit. Suppression is applied here again, last, to the rows that are about to be served.
 
+mod forget;
+mod gc;
+mod tombstone;
+
 use crate::error::{Context, Error, Kind, Result};
 use crate::platform::run::{Done, MANIFEST, Manifest, Run, Step};
 use crate::platform::storage::{Created, FileEntry, Store, sha256};
 use crate::targeting::arms::Assignment;
 use crate::types::column;
-use arrow::array::{ArrayRef, BooleanArray, Float64Array, Int64Array, RecordBatch, StringArray};
+use arrow::array::{ArrayRef, BooleanArray, Int64Array, RecordBatch, StringArray};
 use arrow::compute::filter_record_batch;
 use chrono::NaiveDate;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
+
+pub use forget::{Forgotten, forget};
+pub use gc::{Collected, gc};
 
 /// One commit: `targeting/_commits/{generation:020}.json`.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
@@ -36,6 +43,8 @@ pub struct Commit {
 pub enum CommitKind {
     Publish,
     Rollback,
+    /// The tables that served, without somebody who must be forgotten.
+    Forget,
 }
 
 /// What became of tonight's tables.
@@ -75,6 +84,27 @@ pub struct Tables {
     pub shadow_ads: RecordBatch,
 }
 
+impl Tables {
+    pub async fn read(folder: &Store) -> Result<Self> {
+        Ok(Self {
+            segments: folder.read_parquet("segments.parquet").await?,
+            user_segments: folder.read_parquet("user_segments.parquet").await?,
+            segment_ads: folder.read_parquet("segment_ads.parquet").await?,
+            shadow_ads: folder.read_parquet("shadow_ads.parquet").await?,
+        })
+    }
+
+    /// Each table with its file.
+    fn named(&self) -> [(&'static str, &RecordBatch); 4] {
+        [
+            ("segments.parquet", &self.segments),
+            ("user_segments.parquet", &self.user_segments),
+            ("segment_ads.parquet", &self.segment_ads),
+            ("shadow_ads.parquet", &self.shadow_ads),
+        ]
+    }
+}
+
 /// Facts of the written folder.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
 pub struct TablesFacts {
@@ -88,8 +118,15 @@ pub struct TablesFacts {
 
 const COMMITS: &str = "targeting/_commits";
 
-/// Every commit, oldest first.
+/// Every commit, oldest first, with its tables where they lie now.
 pub async fn history(output: &Store) -> Result<Vec<Commit>> {
+    let tombstones = tombstone::all(output).await?;
+    let mut commits = commits_as_written(output).await?;
+    commits.iter_mut().for_each(|commit| tombstone::resolve(&tombstones, commit));
+    Ok(commits)
+}
+
+async fn commits_as_written(output: &Store) -> Result<Vec<Commit>> {
     let mut commits = Vec::new();
     for object in output.list(COMMITS).await? {
         let bytes = output.get(&object.path).await?;
@@ -135,10 +172,10 @@ pub async fn write(
             0 => tables.segments.clone(),
             _ => recounted(&tables.segments, &user_segments, floor)?,
         };
-        step.write_table("segments.parquet", &segments).await?;
-        step.write_table("user_segments.parquet", &user_segments).await?;
-        step.write_table("segment_ads.parquet", &tables.segment_ads).await?;
-        step.write_table("shadow_ads.parquet", &tables.shadow_ads).await?;
+        let (segment_ads, shadow_ads) = (tables.segment_ads.clone(), tables.shadow_ads.clone());
+        for (name, table) in (Tables { segments, user_segments, segment_ads, shadow_ads }).named() {
+            step.write_table(name, table).await?;
+        }
         let assignment = assignment.cloned();
         Ok(TablesFacts { policy_version: policy_version.to_owned(), run_date: run.date, suppressed_rows, assignment })
     })
@@ -153,14 +190,24 @@ fn without(rows: &RecordBatch, suppressed: &HashSet<String>) -> Result<RecordBat
 
 /// The segments with the sizes of those who are left.
 fn recounted(segments: &RecordBatch, user_segments: &RecordBatch, floor: u64) -> Result<RecordBatch> {
-    let mut left: BTreeMap<&str, i64> = BTreeMap::new();
-    column::<StringArray>(user_segments, "segment_id")?.iter().flatten().for_each(|id| *left.entry(id).or_default() += 1);
+    let left = recount(user_segments)?;
     if let Some((id, users)) = left.iter().find(|(_, users)| users.unsigned_abs() < floor) {
         return Err(Error::privacy(format_args!(
             "without the suppressed, segment {id} has {users} users, fewer than the floor of {floor}"
         ))
         .action("publish a new night instead: it forms its segments anew"));
     }
+    resized(segments, &left)
+}
+
+/// Users by segment.
+fn recount(user_segments: &RecordBatch) -> Result<BTreeMap<&str, i64>> {
+    let mut users: BTreeMap<&str, i64> = BTreeMap::new();
+    column::<StringArray>(user_segments, "segment_id")?.iter().flatten().for_each(|id| *users.entry(id).or_default() += 1);
+    Ok(users)
+}
+
+fn resized(segments: &RecordBatch, left: &BTreeMap<&str, i64>) -> Result<RecordBatch> {
     let sizes = column::<StringArray>(segments, "segment_id")?.iter().map(|id| left.get(id.unwrap_or_default()).copied().unwrap_or(0));
     let sizes: ArrayRef = Arc::new(Int64Array::from_iter_values(sizes));
     let place = segments.schema().index_of("size_released")?;
@@ -239,22 +286,14 @@ async fn create(output: &Store, commit: &Commit) -> Result<()> {
 pub async fn rollback(run: &Run, to: &str, suppressed: &HashSet<String>, floor: u64) -> Result<Commit> {
     let commits = history(&run.output).await?;
     let head = commits.last().ok_or_else(|| Error::usage("nothing was ever published"))?;
-    let wanted =
-        commits.iter().rev().find(|commit| commit.policy_version == to || commit.generation.to_string() == to).ok_or_else(|| {
-            Error::usage(format_args!("no commit {to}")).action("see `nightmarket history` for policy versions and generations")
-        })?;
+    let wanted = find(&commits, to)?;
     let source = run.output.child(&wanted.tables);
     verify(&source, wanted).await?;
     let user_segments = source.read_parquet("user_segments.parquet").await?;
     let filtered = without(&user_segments, suppressed)?;
     let mut commit = Commit { generation: head.generation + 1, kind: CommitKind::Rollback, ..wanted.clone() };
     if filtered.num_rows() < user_segments.num_rows() {
-        let tables = Tables {
-            segments: source.read_parquet("segments.parquet").await?,
-            user_segments,
-            segment_ads: source.read_parquet("segment_ads.parquet").await?,
-            shadow_ads: source.read_parquet("shadow_ads.parquet").await?,
-        };
+        let tables = Tables::read(&source).await?;
         let assignment = facts(&source).await?.assignment;
         let origin = &wanted.manifest_sha256;
         let copy = write(run, &wanted.policy_version, &tables, suppressed, floor, origin, assignment.as_ref()).await?;
@@ -282,47 +321,33 @@ async fn facts(tables: &Store) -> Result<TablesFacts> {
     Ok(manifest.facts)
 }
 
-/// What the serving table says of one user.
-#[derive(Clone, Debug, Serialize, PartialEq)]
-pub struct Found {
-    pub generation: u64,
-    pub policy_version: String,
-    /// Of the user, best first; the first is the one served.
-    pub segments: Vec<String>,
-    /// Of the first segment in the champion arm: ad and its probability at an opportunity.
-    pub ads: Vec<(String, f64)>,
-}
-
-impl std::fmt::Display for Found {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        writeln!(f, "generation {}, {}", self.generation, self.policy_version)?;
-        write!(f, "segments: {}", self.segments.join(", "))?;
-        self.ads.iter().try_for_each(|(ad, probability)| write!(f, "\n  {:>6.2} %  {ad}", 100.0 * probability))
-    }
-}
-
-/// Looks a pseudonym up in the tables that serve now.
-pub async fn lookup(output: &Store, pseudonym: &str) -> Result<Found> {
+/// The commit that serves, or the latest of a generation or policy version, with the folder of its tables, verified.
+pub async fn choose(output: &Store, wanted: Option<&str>) -> Result<(Commit, Store)> {
     let commits = history(output).await?;
     let head = commits.last().ok_or_else(|| Error::usage("nothing was ever published"))?;
-    let tables = output.child(&head.tables);
-    verify(&tables, head).await?;
-    let rows = tables.read_parquet("user_segments.parquet").await?;
-    let (users, ids) = (column::<StringArray>(&rows, "user_id")?, column::<StringArray>(&rows, "segment_id")?);
-    // Sorted by user and rank.
-    let segments: Vec<String> =
-        users.iter().zip(ids).filter(|(user, _)| *user == Some(pseudonym)).filter_map(|(_, id)| id.map(str::to_owned)).collect();
-    let rows = tables.read_parquet("segment_ads.parquet").await?;
-    let (ids, arms) = (column::<StringArray>(&rows, "segment_id")?, column::<StringArray>(&rows, "arm")?);
-    let (ads, propensities) = (column::<StringArray>(&rows, "ad_id")?, column::<Float64Array>(&rows, "propensity")?);
-    let first = |row: &usize| segments.first().is_some_and(|first| ids.value(*row) == first) && arms.value(*row) == "champion";
-    let ads = (0..rows.num_rows()).filter(first).map(|row| (ads.value(row).to_owned(), propensities.value(row))).collect();
-    Ok(Found { generation: head.generation, policy_version: head.policy_version.clone(), segments, ads })
+    let chosen = match wanted {
+        Some(wanted) => find(&commits, wanted)?,
+        None => head,
+    };
+    let tables = output.child(&chosen.tables);
+    verify(&tables, chosen).await?;
+    Ok((chosen.clone(), tables))
+}
+
+fn find<'a>(commits: &'a [Commit], wanted: &str) -> Result<&'a Commit> {
+    let found = commits.iter().rev().find(|commit| commit.policy_version == wanted || commit.generation.to_string() == wanted);
+    found.ok_or_else(|| {
+        Error::usage(format_args!("no commit {wanted}")).action("see `nightmarket history` for policy versions and generations")
+    })
 }
 
 /// Whether the tables of a commit are still the ones committed.
 async fn verify(tables: &Store, commit: &Commit) -> Result<()> {
-    let manifest = tables.get(MANIFEST).await.with_context(|| format!("tables of generation {}", commit.generation))?;
+    let manifest = tables.get_optional(MANIFEST).await.with_context(|| format!("tables of generation {}", commit.generation))?;
+    let manifest = manifest.ok_or_else(|| {
+        Error::usage(format_args!("the tables of generation {} are gone from {}", commit.generation, tables.locate("")))
+            .action("choose a later generation: `nightmarket gc` removes old ones")
+    })?;
     if sha256(&manifest) != commit.manifest_sha256 {
         return Err(Error::internal(format_args!(
             "{} is not the manifest that generation {} committed",

@@ -3,7 +3,7 @@
 use crate::error::{Context, Error, Result};
 use crate::platform::job::{Job, parse_toml};
 use crate::platform::{engine, pseudonym};
-use crate::{dataset, evaluate, features, gate, ingest, model, report, segments, targeting};
+use crate::{dataset, deliver, evaluate, features, gate, ingest, model, report, segments, targeting};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -42,6 +42,8 @@ pub struct Spec {
     pub targeting: targeting::Settings,
     #[serde(default)]
     pub evaluate: evaluate::EvaluateSettings,
+    #[serde(default)]
+    pub deliver: deliver::Settings,
     #[serde(default)]
     pub report: report::Settings,
 }
@@ -84,6 +86,7 @@ impl Spec {
         }
         self.segments.check()?;
         self.targeting.check()?;
+        self.deliver.check()?;
         self.job().map(drop)
     }
 
@@ -99,6 +102,7 @@ impl Spec {
         let sections = value.as_object_mut().expect("a spec is a table");
         sections.remove("store");
         sections.remove("report");
+        sections.remove("deliver");
         // Tests alone.
         sections.remove("features");
         if let Some(engine) = sections.get_mut("engine").and_then(serde_json::Value::as_object_mut) {

@@ -7,25 +7,30 @@ mod doctor;
 mod evaluate;
 mod generate;
 mod night;
+mod publish;
 mod report;
 mod shell;
 mod sql;
 mod train;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::ingest;
-use crate::platform::catalog::{Catalog, IdDomain};
+use crate::platform::catalog::Catalog;
 use crate::platform::pseudonym::Key;
 use crate::platform::run::{Run, resolve_date};
 use crate::platform::storage::Store;
-use crate::publish::{self, Commit, CommitKind};
-use crate::segments::EVERYONE;
+use crate::publish::{Commit, CommitKind, history, rollback};
 use crate::spec::Spec;
 use crate::telemetry::termination;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
+use tracing::Level;
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{FilterExt, filter_fn};
+use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// The nightly job of an e-commerce ad shop: from raw logs to segment-to-ad targeting tables, measured honestly.
 #[derive(Debug, Parser)]
@@ -72,17 +77,14 @@ pub enum Command {
         #[arg(long, env = "NIGHTMARKET_TO")]
         to: String,
     },
-    /// Which segments a user is in and which ads they are shown, by the table that serves now.
-    Lookup {
-        /// The job's spec.
-        #[arg(env = "NIGHTMARKET_JOB")]
-        job: PathBuf,
-        /// The shop's own id of the user.
-        #[arg(long, env = "NIGHTMARKET_USER")]
-        user: String,
-        #[command(flatten)]
-        place: Place,
-    },
+    /// Load a published table into Valkey or Redis, PostgreSQL, MySQL or MariaDB, and make it the one that serves there.
+    Publish(publish::Publish),
+    /// Who sees what: of a user, a segment or an ad, by the table that serves now.
+    Lookup(publish::Lookup),
+    /// What exists about a user in every output and, without --dry-run, its removal.
+    Forget(publish::Forget),
+    /// Remove the nights that no commit within the retention needs; the serving and the previous generation always stay.
+    Gc(publish::Gc),
     /// Where the report of a night is, or a page over many nights; rendered again from the facts.
     Report(report::Report),
     /// What this machine and this job can do: stores, key, libtorch, memory.
@@ -146,19 +148,22 @@ pub fn command() -> clap::Command {
 
 /// Sends the log to stderr.
 pub fn start_logging(cli: &Cli) {
-    let filter = tracing_subscriber::EnvFilter::try_new(&cli.log).unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    if std::io::stderr().is_terminal() {
-        builder.with_target(false).init();
-    } else {
-        builder.json().flatten_event(true).with_target(false).with_current_span(false).init();
-    }
+    // The finest lines of a library print what it holds: the statistics of a Parquet file are ids.
+    let tells_no_rows = filter_fn(|line| line.target().starts_with("nightmarket") || *line.level() <= Level::INFO);
+    let filter = EnvFilter::try_new(&cli.log).unwrap_or_else(|_| EnvFilter::new("info")).and(tells_no_rows);
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false);
+    let lines = match std::io::stderr().is_terminal() {
+        true => lines.boxed(),
+        false => lines.json().flatten_event(true).with_current_span(false).boxed(),
+    };
+    tracing_subscriber::registry().with(lines.with_filter(filter)).init();
 }
 
 /// Runs one command.
 pub fn run(cli: Cli) -> Result<()> {
     let termination_log = cli.termination_log.clone();
-    let doing = std::env::args().skip(1).collect::<Vec<_>>().join(" ");
+    // Nobody's id reaches a log, not even that of a panic.
+    let doing = std::env::args().skip(1).take_while(|argument| !argument.starts_with("--user")).collect::<Vec<_>>().join(" ");
     bug::keep_quiet();
     let ended = bug::caught(&doing, || {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
@@ -178,7 +183,7 @@ async fn dispatch(cli: Cli) -> Result<()> {
         Command::Run(night) => night::run(night, output, cli.termination_log.as_deref()).await,
         Command::Backfill(nights) => night::backfill(nights, output, cli.termination_log.as_deref()).await,
         Command::History { job, place } => {
-            let commits = publish::history(&output_store(&Spec::read(&job)?, &place)?).await?;
+            let commits = history(&output_store(&Spec::read(&job)?, &place)?).await?;
             print(output, &commits, || match commits.is_empty() {
                 true => "nothing was published yet".to_owned(),
                 false => commits.iter().map(describe_commit).collect::<Vec<_>>().join("\n"),
@@ -187,23 +192,16 @@ async fn dispatch(cli: Cli) -> Result<()> {
         Command::Rollback { at, to } => {
             let (run, spec, key) = open(&at)?;
             let suppressed = ingest::suppressed_on(&run, &spec.ingest, &key).await?;
-            let commit = publish::rollback(&run, &to, &suppressed, spec.segments.floor).await?;
-            print(output, &commit, || describe_commit(&commit))
+            let commit = rollback(&run, &to, &suppressed, spec.segments.floor).await?;
+            print(output, &commit, || match &spec.deliver.to {
+                Some(to) => format!("{}\n{to} still serves the table before: run `nightmarket publish`", describe_commit(&commit)),
+                None => describe_commit(&commit),
+            })
         }
-        Command::Lookup { job, user, place } => {
-            let spec = Spec::read(&job)?;
-            let pseudonym = Key::read(&spec.privacy)?.pseudonym(IdDomain::User, user.trim());
-            let found = publish::lookup(&output_store(&spec, &place)?, &pseudonym).await?;
-            if found.segments.is_empty() {
-                let whose = format!("user {} is in no segment of generation {}", user.trim(), found.generation);
-                return Err(Error::usage(format_args!(
-                    "{whose} ({}): unknown, suppressed, without consent, or in none of them",
-                    found.policy_version
-                ))
-                .action(format_args!("look at the id; ad servers show whom they do not know the ads of segment {EVERYONE}")));
-            }
-            print(output, &found, || found.to_string())
-        }
+        Command::Publish(what) => publish::publish(what, output).await,
+        Command::Lookup(what) => publish::lookup(what, output).await,
+        Command::Forget(what) => publish::forget(what, output).await,
+        Command::Gc(what) => publish::gc(what, output).await,
         Command::Report(what) => report::run(what, output).await,
         Command::Doctor { job, place } => doctor::run(&job, &place, output).await,
         Command::Generate(plan) => generate::run(plan, output).await,
@@ -216,7 +214,11 @@ async fn dispatch(cli: Cli) -> Result<()> {
 }
 
 fn describe_commit(commit: &Commit) -> String {
-    let kind = if commit.kind == CommitKind::Rollback { "rollback" } else { "publish" };
+    let kind = match commit.kind {
+        CommitKind::Publish => "publish",
+        CommitKind::Rollback => "rollback",
+        CommitKind::Forget => "forget",
+    };
     format!("{:>4}  {}  {kind:<8}  {}  {}", commit.generation, commit.run_date, commit.policy_version, commit.tables)
 }
 

@@ -12,7 +12,7 @@ use crate::types::column;
 use arrow::array::RecordBatch;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use bytes::Bytes;
-use chrono::{Days, NaiveDate};
+use chrono::{DateTime, Days, NaiveDate, TimeDelta, Utc};
 use datafusion::common::{JoinType, ScalarValue};
 use datafusion::functions::expr_fn::{btrim, isnan, nullif};
 use datafusion::logical_expr::{Expr, cast, ident, lit, when};
@@ -42,9 +42,13 @@ pub(super) struct RawFile {
     pub day: Option<NaiveDate>,
     rows: u64,
     bytes: u64,
+    modified: DateTime<Utc>,
     /// xxh3-128 of the content.
     fingerprint: u128,
 }
+
+/// Hours that a suppression list may be old.
+const OLDEST_SUPPRESSIONS: i64 = 24;
 
 impl RawTables {
     pub async fn discover(run: &Run, settings: &Settings, wanted: impl Fn(&str) -> bool) -> Result<Self> {
@@ -58,10 +62,11 @@ impl RawTables {
         for (name, source) in run.catalog.sources.iter().filter(|(name, _)| wanted(name)) {
             let source = Source { required: source.required || decisive.contains(name.as_str()), ..source.clone() };
             let found = RawTable::discover(run, settings, name, &source).await;
-            match found.map_err(|error| {
-                if decisive.contains(name.as_str()) && error.kind == Kind::InputMissing { as_privacy(error) } else { error }
-            })? {
+            match found.map_err(|error| if decisive.contains(name.as_str()) { as_privacy(error) } else { error })? {
                 Some(table) => {
+                    if decisive.contains(name.as_str()) {
+                        table.check_age(run, name)?;
+                    }
                     skipped.extend(table.hole().map(|day| format!("raw table {name}: nothing for {day}, in the midst of its days")));
                     tables.insert(name.clone(), table);
                 }
@@ -74,6 +79,7 @@ impl RawTables {
     /// Checks the run date's rows against the contracts; gives the duplicates by table, and what is no error but worth a warning.
     pub async fn check_day(&self, run: &Run, key: &Key) -> Result<(BTreeMap<String, u64>, Checks)> {
         let mut duplicates = BTreeMap::new();
+        let decisive = run.catalog.sources_of("suppressions");
         let mut checks = Checks::default();
         for (name, table) in &self.tables {
             let context = engine::session(&run.engine)?;
@@ -89,8 +95,8 @@ impl RawTables {
             match checked.await {
                 Ok(found) => duplicates.insert(name.clone(), found),
                 Err(error) => {
-                    let error = self.blame(run, [name.as_str()], error).await;
-                    return Err(error.context(format_args!("raw table {name}, {}", run.date)));
+                    let error = self.blame(run, [name.as_str()], error).await.context(format_args!("raw table {name}, {}", run.date));
+                    return Err(if decisive.contains(name.as_str()) { as_privacy(error) } else { error });
                 }
             };
         }
@@ -139,7 +145,11 @@ impl RawTables {
     }
 }
 
+/// Whatever is wrong with the suppression list's input, nobody may be processed without it; a store that did not answer is asked again.
 fn as_privacy(error: Error) -> Error {
+    if !matches!(error.kind, Kind::InputMissing | Kind::Contract) {
+        return error;
+    }
     Error::privacy(error)
         .action("deliver the suppression list of the date (an empty one if nobody asked) and run again; yesterday's table stays")
 }
@@ -190,7 +200,8 @@ impl RawTable {
             if found.as_ref().is_none_or(|(_, first)| first.fields().len() < schema.fields().len()) {
                 found = Some((format, schema));
             }
-            files.push(RawFile { path: object.path, day, rows, bytes: bytes.len() as u64, fingerprint: xxh3_128(&bytes) });
+            let modified = object.modified;
+            files.push(RawFile { path: object.path, day, rows, bytes: bytes.len() as u64, modified, fingerprint: xxh3_128(&bytes) });
         }
         let here = files.iter().any(|file| file.day.is_none_or(|day| day == run.date));
         if source.required && !here {
@@ -238,6 +249,24 @@ impl RawTable {
             }
         }
         rows
+    }
+
+    /// The suppression list must be young. A day's folder states the end of its day, and the day must be the run's or the one before,
+    /// however late logs may arrive; a list in one piece is as old as its youngest file at the cut-off.
+    fn check_age(&self, run: &Run, name: &str) -> Result<()> {
+        let age = |file: &RawFile| match file.day {
+            Some(day) => run.as_of() - run.job.as_of(day),
+            None => run.cut_off() - file.modified,
+        };
+        let age = self.files.iter().map(age).min().unwrap_or(TimeDelta::MAX);
+        if age <= TimeDelta::hours(OLDEST_SUPPRESSIONS) {
+            return Ok(());
+        }
+        Err(as_privacy(Error::contract(format_args!(
+            "raw table {name} of {} is {} h old, and a suppression list may be {OLDEST_SUPPRESSIONS} h old",
+            run.date,
+            age.num_hours()
+        ))))
     }
 
     pub fn fingerprint(&self) -> String {

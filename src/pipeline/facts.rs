@@ -9,6 +9,7 @@ use super::reports::Took;
 use super::serving::Movers;
 use crate::admit::Admission;
 use crate::dataset::DatasetFacts;
+use crate::deliver::Delivered;
 use crate::evaluate::EvaluationFacts;
 use crate::features::drift::Drift;
 use crate::features::{FeatureFacts, Snapshots};
@@ -46,6 +47,7 @@ pub struct Facts {
     pub admit: Option<Admission>,
     pub off_policy: Option<ope::Evaluation>,
     pub publish: Option<PublishFacts>,
+    pub deliver: Option<Delivered>,
     pub written: Option<Written>,
     pub evaluate: Option<EvaluationFacts>,
     pub money: Option<MoneyFacts>,
@@ -116,6 +118,7 @@ impl Facts {
             admit: None,
             off_policy: None,
             publish: None,
+            deliver: None,
             written: None,
             evaluate: None,
             money: None,

@@ -3,13 +3,15 @@
 use super::learning::Chosen;
 use crate::admit::{self, Proposal};
 use crate::dataset;
+use crate::deliver::{self, Delivered};
 use crate::error::Result;
 use crate::evaluate;
 use crate::features::Snapshots;
 use crate::ingest::Staged;
 use crate::platform::engine;
 use crate::platform::run::{Done, Run, Step};
-use crate::publish::{Commit, Tables};
+use crate::platform::server::Server;
+use crate::publish::{Commit, Tables, history};
 use crate::segments;
 use crate::spec::Spec;
 use crate::statistics::ope;
@@ -348,6 +350,18 @@ pub struct Mover {
     /// Released users of a segment; planned impressions of an ad. Absent = the table did not have it.
     pub before: Option<i64>,
     pub after: Option<i64>,
+}
+
+/// Loads the table that serves into the job's serving store, when it has one; also after a night that kept it, for an earlier load may
+/// be owed. A load that fails is a finding, not the end: the commit stands, and the night still measures and reports.
+pub async fn deliver(run: &Run, spec: &Spec) -> Result<Option<Delivered>> {
+    let Some(to) = &spec.deliver.to else { return Ok(None) };
+    let Some(head) = history(&run.output).await?.pop() else { return Ok(None) };
+    let server = Server::read(to)?;
+    Ok(Some(deliver::deliver_head(&server, &spec.deliver, &run.output).await.unwrap_or_else(|error| {
+        tracing::error!(%error, "the table is committed and not loaded");
+        Delivered::failed(&server, &head, &error)
+    })))
 }
 
 const MOVERS_SHOWN: usize = 10;

@@ -82,10 +82,13 @@ pub fn files(context: &SessionContext, store: &Store, paths: &[String], format: 
     let host = format!("{:016x}", xxhash_rust::xxh3::xxh3_64(store.locate("").as_str().as_bytes()));
     let root = Url::parse(&format!("store://{host}/")).expect("a hex host makes a URL");
     context.register_object_store(&root, store.object_store());
-    let urls = paths
-        .iter()
-        .map(|path| ListingTableUrl::parse(root.join(store.at(path).as_ref()).map_err(Error::internal)?.as_str()).map_err(Error::from));
-    let urls = urls.collect::<Result<Vec<_>>>()?;
+    let urls = paths.iter().map(|path| {
+        let mut url = root.clone();
+        // Part by part: a name may hold a `%`, a `#` or a `?`.
+        url.path_segments_mut().expect("the root has a path").clear().extend(store.at(path).parts());
+        ListingTableUrl::try_new(url, None)
+    });
+    let urls = urls.collect::<Result<Vec<_>, _>>()?;
     let format: Arc<dyn FileFormat> = match format {
         Format::Parquet => Arc::new(ParquetFormat::default()),
         Format::Csv => Arc::new(CsvFormat::default().with_has_header(true)),

@@ -10,6 +10,7 @@ pub mod http;
 pub mod job;
 pub mod pseudonym;
 pub mod run;
+pub mod server;
 pub mod statement;
 pub mod storage;
 pub mod survey;

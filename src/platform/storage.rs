@@ -122,9 +122,10 @@ impl Store {
         self.root.clone()
     }
 
-    /// An object's path in the whole store.
+    /// An object's path in the whole store. A listed name is taken as it is: encoding a `~` or a `%` of it would look for another object.
     pub fn at(&self, path: &str) -> Path {
-        self.prefix.parts().chain(Path::from(path).parts()).collect()
+        let below = Path::parse(path).unwrap_or_else(|_| Path::from(path));
+        self.prefix.parts().chain(below.parts()).collect()
     }
 
     /// The whole object; `InputMissing` when there is none.

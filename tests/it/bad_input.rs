@@ -84,6 +84,24 @@ fn a_hole_in_the_days_of_a_log_waits() {
 }
 
 #[test]
+fn a_raw_file_may_have_any_name() {
+    let shop = Shop::served();
+    let ingested = || {
+        let facts = block_on(pipeline::run(&shop.run(NEXT), &shop.spec, &key(), Stage::Ingest)).expect("runs");
+        serde_json::to_value(facts.ingest).unwrap()["tables"].clone()
+    };
+    let before = ingested();
+    assert!(!before.is_null());
+    for table in ["events", "suppressions"] {
+        let day = shop.raw(&format!("{table}/dt={NEXT}"));
+        let file = std::fs::read_dir(&day).unwrap().next().unwrap().unwrap().path();
+        let ending = file.extension().unwrap().to_str().unwrap().to_owned();
+        std::fs::rename(&file, day.join(format!("日志 part~0 (50%) #1?.{ending}"))).unwrap();
+    }
+    assert_eq!(ingested(), before);
+}
+
+#[test]
 fn an_empty_partition_breaks_the_contract() {
     let shop = Shop::served();
     let folder = shop.raw(&format!("events/dt={NEXT}"));
@@ -317,7 +335,7 @@ fn csv_files_of_one_table_with_different_headers_are_refused() {
     std::fs::write(list.join("a.csv"), "uid,reason,since\nu_0000001,erasure,2026-11-20T00:00:00Z\n").unwrap();
     std::fs::write(list.join("b.csv"), "reason,uid,since\nerasure,u_0000002,2026-11-20T00:00:00Z\n").unwrap();
     let error = refused(&shop);
-    assert_eq!(error.kind, Kind::Contract, "{error}");
+    assert_eq!(error.kind, Kind::Privacy, "{error}");
     assert!(error.to_string().contains("b.csv"), "{error}");
 }
 

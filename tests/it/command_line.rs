@@ -218,8 +218,10 @@ fn a_run_tells_of_the_stages_that_ran_and_a_backfill_is_one_document() {
 }
 
 #[test]
-fn an_unknown_user_is_said_to_be_unknown() {
+fn an_unknown_user_is_said_to_be_in_no_segment() {
     let shop = Shop::served();
-    let line = refused(&["lookup", &at(&shop.spec_file()), "--user", "nobody of that name"], 2);
-    assert!(line.contains("user nobody of that name is in no segment of generation 1") && line.contains("everyone"), "{line}");
+    let (code, out, error) = nightmarket(&["lookup", &at(&shop.spec_file()), "--user", "nobody of that name"]);
+    assert_eq!(code, Some(0), "{error}");
+    assert!(out.contains("This user is in no segment"), "{out}");
+    assert!(!out.contains("nobody of that name") && !error.contains("nobody of that name"), "an id is repeated: {out}{error}");
 }

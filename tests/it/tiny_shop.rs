@@ -19,14 +19,14 @@ use std::sync::Arc;
 use tempfile::TempDir;
 
 const SHOP: &str = "testdata/shop";
-const DATE: NaiveDate = NaiveDate::from_ymd_opt(2026, 11, 22).expect("a date");
+pub const DATE: NaiveDate = NaiveDate::from_ymd_opt(2026, 11, 22).expect("a date");
 const DAYS: u64 = 24;
 const OPTED_OUT: &str = "u_0000007";
 const ERASED: &str = "u_0000005";
 const LATE_QUERY: &str = "迟到的搜索";
 const BOT_EVENTS: usize = 1_200;
 
-fn spec(out: &Path) -> Spec {
+pub fn spec(out: &Path) -> Spec {
     let mut spec = Spec::read(Path::new("jobs/shop.toml")).expect("the shop's job reads");
     spec.store.raw = SHOP.to_owned();
     spec.store.output = out.display().to_string();

@@ -1,0 +1,135 @@
+//! `nightmarket publish`, `lookup`, `forget` and `gc`: what was published, into serving stores, to support people, and out again.
+
+use super::{Output, Place, output_store, print};
+use crate::deliver::{self, Question, Release};
+use crate::error::{Error, Result};
+use crate::platform::catalog::IdDomain;
+use crate::platform::pseudonym::Key;
+use crate::platform::server::Server;
+use crate::publish;
+use crate::spec::Spec;
+use clap::Args;
+use std::path::PathBuf;
+
+#[derive(Debug, Args)]
+pub struct Publish {
+    /// The job's spec.
+    #[arg(env = "NIGHTMARKET_JOB")]
+    job: PathBuf,
+    /// `redis://host:port`, `postgres://host/database` or `mysql://host/database` instead of the spec's [deliver] to. User and password
+    /// come from NIGHTMARKET_STORE_USER and NIGHTMARKET_STORE_PASSWORD.
+    #[arg(long, env = "NIGHTMARKET_DELIVER_TO", value_name = "URL")]
+    to: Option<String>,
+    /// With --dry-run: another generation or policy version than the one that serves. To load that one, roll back to it first.
+    #[arg(long, env = "NIGHTMARKET_DELIVER_RUN")]
+    run: Option<String>,
+    /// Only say what would be loaded and what it would replace.
+    #[arg(long, env = "NIGHTMARKET_DRY_RUN")]
+    dry_run: bool,
+    #[command(flatten)]
+    place: Place,
+}
+
+#[derive(Debug, Args)]
+#[group(id = "question", required = true, multiple = false, args = ["user", "segment", "ad"])]
+pub struct Lookup {
+    /// The job's spec.
+    #[arg(env = "NIGHTMARKET_JOB")]
+    job: PathBuf,
+    /// The shop's own id of a user: their segments and what they are shown.
+    #[arg(long, env = "NIGHTMARKET_USER", hide_env_values = true)]
+    user: Option<String>,
+    /// A segment's id: what its users are shown.
+    #[arg(long, env = "NIGHTMARKET_SEGMENT")]
+    segment: Option<String>,
+    /// An ad's id: who is shown it.
+    #[arg(long, env = "NIGHTMARKET_AD")]
+    ad: Option<String>,
+    /// A serving store to ask instead of object storage, as for `publish --to`.
+    #[arg(long, env = "NIGHTMARKET_LOOKUP_FROM", value_name = "URL")]
+    from: Option<String>,
+    #[command(flatten)]
+    place: Place,
+}
+
+#[derive(Debug, Args)]
+pub struct Forget {
+    /// The job's spec.
+    #[arg(env = "NIGHTMARKET_JOB")]
+    job: PathBuf,
+    /// The shop's own id of the user; it reaches no log and no output.
+    #[arg(long, env = "NIGHTMARKET_USER", hide_env_values = true)]
+    user: String,
+    /// Only say what exists about the user.
+    #[arg(long, env = "NIGHTMARKET_DRY_RUN")]
+    dry_run: bool,
+    #[command(flatten)]
+    place: Place,
+}
+
+#[derive(Debug, Args)]
+pub struct Gc {
+    /// The job's spec.
+    #[arg(env = "NIGHTMARKET_JOB")]
+    job: PathBuf,
+    /// Nights this many days before the one that serves stay. Fewer: less space, and a feature snapshot may be made twice.
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..36500), env = "NIGHTMARKET_KEEP_DAYS")]
+    keep_days: u64,
+    /// Only list what would be removed.
+    #[arg(long, env = "NIGHTMARKET_DRY_RUN")]
+    dry_run: bool,
+    #[command(flatten)]
+    place: Place,
+}
+
+pub async fn publish(what: Publish, output: Output) -> Result<()> {
+    let spec = Spec::read(&what.job)?;
+    let to = what.to.as_ref().or(spec.deliver.to.as_ref());
+    let to = to.ok_or_else(|| Error::usage("no serving store is named").action("give --to, or [deliver] to in the job"))?;
+    let server = Server::read(to)?;
+    let store = output_store(&spec, &what.place)?;
+    let done = match (&what.run, what.dry_run) {
+        (run, true) => deliver::deliver(&server, &spec.deliver, &Release::read(&store, run.as_deref()).await?, true).await?,
+        (None, false) => deliver::deliver_head(&server, &spec.deliver, &store).await?,
+        (Some(run), false) => {
+            return Err(Error::usage(format_args!("{run} may name users who were suppressed since: only the table that serves is loaded"))
+                .action("`nightmarket rollback` to it, which leaves them out; then publish without --run"));
+        }
+    };
+    print(output, &done, || done.to_string())
+}
+
+pub async fn lookup(what: Lookup, output: Output) -> Result<()> {
+    let spec = Spec::read(&what.job)?;
+    let question = match (what.user, what.segment, what.ad) {
+        (Some(user), ..) => Question::User(Key::read(&spec.privacy)?.pseudonym(IdDomain::User, user.trim())),
+        (_, Some(segment), _) => Question::Segment(segment),
+        (.., ad) => Question::Ad(ad.unwrap_or_default()),
+    };
+    let answer = match &what.from {
+        Some(from) => {
+            let server = Server::read(from)?;
+            let mut shelf = deliver::open(&server, &spec.deliver).await?;
+            deliver::ask_store(shelf.as_mut(), &spec.name, server.to_string(), &question).await?
+        }
+        None => {
+            let store = output_store(&spec, &what.place)?;
+            deliver::ask_release(&Release::read(&store, None).await?, store.locate("").to_string(), &question)
+        }
+    };
+    print(output, &answer, || answer.to_string())
+}
+
+pub async fn forget(what: Forget, output: Output) -> Result<()> {
+    let spec = Spec::read(&what.job)?;
+    let pseudonym = Key::read(&spec.privacy)?.pseudonym(IdDomain::User, what.user.trim());
+    let store = output_store(&spec, &what.place)?;
+    let forgotten = publish::forget(&store, &pseudonym, spec.segments.floor, what.dry_run).await?;
+    print(output, &forgotten, || forgotten.to_string())
+}
+
+pub async fn gc(what: Gc, output: Output) -> Result<()> {
+    let spec = Spec::read(&what.job)?;
+    let collected = publish::gc(&output_store(&spec, &what.place)?, what.keep_days, what.dry_run).await?;
+    print(output, &collected, || collected.to_string())
+}

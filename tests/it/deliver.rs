@@ -1,0 +1,348 @@
+//! One suite for all serving stores, against real servers: loads that are whole or nothing, flips that no reader notices.
+
+use crate::servers::{self, Kind, Running};
+use crate::shop::{DATE, NEXT, SECRET, Shop, block_on};
+use async_trait::async_trait;
+use nightmarket::deliver::{self, Ad, Delivered, Question, Release, Settings, Shelf, State, User};
+use nightmarket::error::{self, Result};
+use nightmarket::platform::server::Server;
+use redis::AsyncCommands;
+use sqlx::{Connection, Row};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+const JOB: &str = "shop";
+const ADS: usize = 30;
+
+/// A table whose every segment is named after its run, so that a mixture shows.
+fn release(run: &str, users: usize) -> Release {
+    let segments = |user: usize| (0..=user % 3).map(|place| format!("{run}:{}", (user + place) % 7)).collect();
+    let user = |user: usize| User { user_id: format!("{user:032x}"), segments: segments(user) };
+    let ad = |row: usize| Ad {
+        segment_id: format!("{run}:{}", row / ADS),
+        arm: ["champion", "explore", "holdout"][row % ADS / 10].to_owned(),
+        rank: (row % 10) as i64 + 1,
+        ad_id: format!("ad {row} '\"广告"),
+        propensity: 1.0 / (row as f64 + 1.0),
+        bid_multiplier: row.is_multiple_of(2).then_some(1.25),
+        frequency_cap: (!row.is_multiple_of(5)).then_some(3),
+        valid_from: "2026-11-22T16:00:00Z".into(),
+        valid_to: "2026-11-23T16:00:00Z".into(),
+    };
+    Release {
+        job: JOB.into(),
+        run: run.into(),
+        generation: 1,
+        policy_version: format!("shop-{run}"),
+        forgets: false,
+        users: (0..users).map(user).collect(),
+        ads: (0..7 * ADS).map(ad).collect(),
+    }
+}
+
+fn server(running: &Running) -> Server {
+    let user = match running.kind {
+        Kind::Redis => None,
+        Kind::Postgres => Some("nightmarket".to_owned()),
+        Kind::MariaDb => Some("root".to_owned()),
+    };
+    Server { url: running.url.clone(), user, password: None }
+}
+
+async fn load(server: &Server, release: &Release) -> Result<Delivered> {
+    deliver::deliver(server, &Settings::default(), release, false).await
+}
+
+async fn shelf(server: &Server) -> Box<dyn Shelf> {
+    for _ in 0..100 {
+        match deliver::open(server, &Settings::default()).await {
+            Ok(shelf) => return shelf,
+            // It recovers from its death.
+            Err(_) => tokio::time::sleep(std::time::Duration::from_millis(100)).await,
+        }
+    }
+    panic!("{server} does not answer");
+}
+
+/// A store with whom something happens in the middle of a load.
+struct Interrupted<'a> {
+    inner: Box<dyn Shelf>,
+    half_way: Box<dyn FnMut() + Send + 'a>,
+}
+
+#[async_trait]
+impl Shelf for Interrupted<'_> {
+    async fn lock(&mut self, job: &str) -> Result<()> {
+        self.inner.lock(job).await
+    }
+    async fn unlock(&mut self, job: &str) -> Result<()> {
+        self.inner.unlock(job).await
+    }
+    async fn current(&mut self, job: &str) -> Result<Option<String>> {
+        self.inner.current(job).await
+    }
+    async fn holds(&mut self, release: &Release) -> Result<bool> {
+        self.inner.holds(release).await
+    }
+    async fn load(&mut self, release: &Release) -> Result<()> {
+        let half = Release { users: release.users[..release.users.len() / 2].to_vec(), ..release.clone() };
+        self.inner.load(&half).await?;
+        (self.half_way)();
+        self.inner.load(release).await
+    }
+    async fn flip(&mut self, release: &Release, from: Option<&str>) -> Result<bool> {
+        self.inner.flip(release, from).await
+    }
+    async fn retire(&mut self, job: &str, keep: &[&str]) -> Result<()> {
+        self.inner.retire(job, keep).await
+    }
+    async fn segments_of(&mut self, job: &str, run: &str, user: &str) -> Result<Vec<String>> {
+        self.inner.segments_of(job, run, user).await
+    }
+    async fn ads(&mut self, job: &str, run: &str) -> Result<Vec<Ad>> {
+        self.inner.ads(job, run).await
+    }
+}
+
+/// An ad server's own connection, which knows the documented keys and views and nothing of ours.
+enum Reader {
+    Redis(redis::aio::MultiplexedConnection),
+    Postgres(sqlx::PgConnection),
+    MariaDb(sqlx::MySqlConnection),
+}
+
+impl Reader {
+    async fn connect(kind: Kind, server: &Server) -> Self {
+        let url = server.with_credentials().expect("a URL");
+        match kind {
+            Kind::Redis => {
+                let client = redis::Client::open(url).expect("a client");
+                Self::Redis(client.get_multiplexed_async_connection().await.expect("connects"))
+            }
+            Kind::Postgres => Self::Postgres(sqlx::PgConnection::connect(url.as_str()).await.expect("connects")),
+            Kind::MariaDb => Self::MariaDb(sqlx::MySqlConnection::connect(url.as_str()).await.expect("connects")),
+        }
+    }
+
+    /// The run that serves and a user's segments in it.
+    async fn ask(&mut self, user: &str) -> (String, Vec<String>) {
+        let sql = "SELECT run, segment_id FROM nightmarket_serving_users WHERE job = 'shop' AND user_id = ";
+        let rows: Vec<(String, String)> = match self {
+            Self::Redis(connection) => {
+                let run: String = connection.get(format!("nm:{JOB}:current")).await.expect("a pointer");
+                let found: String = connection.get(format!("nm:{JOB}:{run}:user:{user}")).await.expect("a user");
+                return (run, serde_json::from_str(&found).expect("JSON"));
+            }
+            Self::Postgres(connection) => {
+                let mut query = sqlx::QueryBuilder::<sqlx::Postgres>::new(sql);
+                query.push_bind(user).push(" ORDER BY place");
+                let rows = query.build().fetch_all(connection).await.expect("answers");
+                rows.iter().map(|row| (row.get(0), row.get(1))).collect()
+            }
+            Self::MariaDb(connection) => {
+                let mut query = sqlx::QueryBuilder::<sqlx::MySql>::new(sql);
+                query.push_bind(user).push(" ORDER BY place");
+                let rows = query.build().fetch_all(connection).await.expect("answers");
+                rows.iter().map(|row| (row.get(0), row.get(1))).collect()
+            }
+        };
+        let run = rows.first().map(|(run, _)| run.clone()).unwrap_or_default();
+        (run, rows.into_iter().map(|(_, segment)| segment).collect())
+    }
+
+    /// What somebody does who should not.
+    async fn move_pointer(&mut self, to: &str) {
+        let statement = format!("UPDATE nightmarket_current SET run = '{to}' WHERE job = '{JOB}'");
+        match self {
+            Self::Redis(connection) => connection.set::<_, _, ()>(format!("nm:{JOB}:current"), to).await.expect("set"),
+            Self::Postgres(connection) => {
+                sqlx::raw_sql(sqlx::AssertSqlSafe(statement)).execute(connection).await.expect("moves");
+            }
+            Self::MariaDb(connection) => {
+                sqlx::raw_sql(sqlx::AssertSqlSafe(statement)).execute(connection).await.expect("moves");
+            }
+        }
+    }
+}
+
+const USERS: usize = 3_000;
+const READS: usize = 2_000;
+
+/// Loads a second table under a reader that never stops.
+async fn flip_under_a_reader(kind: Kind, server: &Server, first: &Release, second: &Release) {
+    let done = Arc::new(AtomicBool::new(false));
+    let reading = {
+        let (done, server, tables) = (done.clone(), server.clone(), [first.clone(), second.clone()]);
+        tokio::spawn(async move {
+            let mut reader = Reader::connect(kind, &server).await;
+            let (mut reads, mut by_run) = (0, [0_usize, 0]);
+            while !(done.load(Ordering::Acquire) && reads >= READS) {
+                let user = (reads * 997) % USERS;
+                let (run, segments) = reader.ask(&tables[0].users[user].user_id).await;
+                let table = tables.iter().position(|table| table.run == run).unwrap_or_else(|| panic!("read {reads}: run {run:?}"));
+                assert_eq!(segments, tables[table].users[user].segments, "read {reads} of run {run}: nothing missing, nothing mixed");
+                by_run[table] += 1;
+                reads += 1;
+            }
+            by_run
+        })
+    };
+    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    let loaded = load(server, second).await.expect("loads");
+    assert_eq!((loaded.state, loaded.replaced.as_deref()), (State::Loaded, Some(first.run.as_str())));
+    done.store(true, Ordering::Release);
+    let by_run = reading.await.expect("the reader saw no fault");
+    assert!(by_run[0] > 0 && by_run.iter().sum::<usize>() >= READS, "{by_run:?}");
+}
+
+fn suite(kind: Kind) {
+    let Some(mut running) = servers::start(kind) else { return };
+    let server = server(&running);
+    let (first, second, third) = (release("a1", USERS), release("b2", USERS), release("c3", USERS));
+    block_on(async {
+        drop(shelf(&server).await);
+        let loaded = load(&server, &first).await.expect("loads");
+        assert_eq!((loaded.state, loaded.replaced, loaded.users), (State::Loaded, None, USERS as u64));
+        assert_eq!(load(&server, &first).await.expect("again").state, State::AlreadyServes, "a load is idempotent");
+        let dry = deliver::deliver(&server, &Settings::default(), &second, true).await.expect("looks");
+        assert_eq!((dry.state, dry.replaced.as_deref()), (State::WouldLoad, Some("a1")));
+        assert_eq!(shelf(&server).await.current(JOB).await.expect("answers").as_deref(), Some("a1"), "a dry run moves nothing");
+
+        flip_under_a_reader(kind, &server, &first, &second).await;
+        let back = load(&server, &first).await.expect("goes back");
+        assert_eq!((back.state, back.replaced.as_deref()), (State::Loaded, Some("b2")));
+
+        let user = &first.users[2];
+        for question in [Question::User(user.user_id.clone()), Question::Segment("a1:3".into()), Question::Ad(first.ads[40].ad_id.clone())]
+        {
+            let from_release = deliver::ask_release(&first, "here".into(), &question);
+            let from_store = deliver::ask_store(shelf(&server).await.as_mut(), JOB, "here".into(), &question).await.expect("answers");
+            assert_eq!(from_store, from_release, "the store answers as object storage does");
+            assert!(!from_store.ads.is_empty() && from_store.to_string().contains("run a1"), "{from_store}");
+        }
+        let stranger = Question::User("f".repeat(32));
+        let answer = deliver::ask_store(shelf(&server).await.as_mut(), JOB, "here".into(), &stranger).await.expect("answers");
+        assert!(answer.to_string().contains("in no segment"), "{answer}");
+
+        let mut meddler = Reader::connect(kind, &server).await;
+        let runtime = tokio::runtime::Handle::current();
+        let half_way = || tokio::task::block_in_place(|| runtime.block_on(meddler.move_pointer("b2")));
+        let mut shelf = Interrupted { inner: shelf(&server).await, half_way: Box::new(half_way) };
+        let error = deliver::load(&mut shelf, &server, &third).await.expect_err("the pointer was moved");
+        assert_eq!((error.kind, error.kind.exit_code()), (error::Kind::LostRace, 60), "{error}");
+        assert_eq!(shelf.inner.current(JOB).await.expect("answers").as_deref(), Some("b2"), "what they chose still serves");
+    });
+    let inner = block_on(async { shelf(&server).await });
+    drop(inner);
+    block_on(async {
+        let mut shelf = Interrupted { inner: shelf(&server).await, half_way: Box::new(|| running.kill()) };
+        let error = deliver::load(&mut shelf, &server, &third).await.expect_err("the server died");
+        assert_eq!((error.kind, error.kind.exit_code()), (error::Kind::Transient, 10), "{error}");
+        assert!(!error.to_string().contains('\n') && error.next_action().contains("run again"), "{error}");
+    });
+    running.start();
+    block_on(async {
+        drop(shelf(&server).await);
+        let (run, segments) = Reader::connect(kind, &server).await.ask(&second.users[5].user_id).await;
+        assert_eq!((run.as_str(), &segments), ("b2", &second.users[5].segments), "what served before still serves");
+        let loaded = load(&server, &third).await.expect("loads after all");
+        assert_eq!(loaded.state, State::Loaded);
+        let (run, segments) = Reader::connect(kind, &server).await.ask(&third.users[5].user_id).await;
+        assert_eq!((run.as_str(), &segments), ("c3", &third.users[5].segments));
+
+        // Somebody was forgotten: the runs in which they are go at once, the run of the load that died among them.
+        let fourth = Release { forgets: true, ..release("d4", USERS) };
+        assert_eq!(load(&server, &fourth).await.expect("loads").state, State::Loaded);
+        let mut shelf = shelf(&server).await;
+        for run in ["a1", "b2", "c3"] {
+            let left = shelf.segments_of(JOB, run, &third.users[5].user_id).await.expect("answers");
+            assert!(left.is_empty() && shelf.ads(JOB, run).await.expect("answers").is_empty(), "{run} is still there");
+        }
+        assert_eq!(shelf.segments_of(JOB, "d4", &fourth.users[5].user_id).await.expect("answers"), fourth.users[5].segments);
+    });
+}
+
+#[test]
+fn valkey_serves_one_table_whole() {
+    suite(Kind::Redis);
+}
+
+#[test]
+fn postgresql_serves_one_table_whole() {
+    suite(Kind::Postgres);
+}
+
+#[test]
+fn mariadb_serves_one_table_whole() {
+    suite(Kind::MariaDb);
+}
+
+#[test]
+fn the_night_loads_after_its_commit_and_a_dead_store_costs_no_table() {
+    let Some(mut running) = servers::start(Kind::Redis) else { return };
+    let mut shop = Shop::served();
+    shop.spec.deliver.to = Some(running.url.to_string());
+    let facts = shop.night(NEXT).expect("the night runs");
+    let delivered = facts.deliver.expect("a load");
+    assert_eq!((delivered.state, delivered.generation), (State::Loaded, 2));
+    assert_eq!(facts.publish.expect("a finding").policy_version, Some(delivered.policy_version));
+
+    let job = shop.spec_file().display().to_string();
+    let command = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_nightmarket"));
+        command.arg(arguments[0]).arg(&job).args(&arguments[1..]).env("NIGHTMARKET_PSEUDONYM_KEY", SECRET);
+        let output = command.output().expect("starts");
+        (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let from = running.url.to_string();
+    let (code, here, _) = command(&["lookup", "--segment", "everyone", "--output", "json"]);
+    let (_, there, _) = command(&["lookup", "--segment", "everyone", "--output", "json", "--from", &from]);
+    let json = |text: &str| -> serde_json::Value { serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}")) };
+    assert_eq!(code, Some(0));
+    assert_eq!(json(&here)["ads"], json(&there)["ads"], "object storage and the store agree");
+    assert!(json(&here)["ads"].as_array().is_some_and(|ads| !ads.is_empty()), "{here}");
+    let (code, said, _) = command(&["publish", "--to", &from, "--run", "1", "--dry-run"]);
+    assert!(code == Some(0) && said.contains("would be loaded") && said.contains("generation 1"), "{said}");
+    let (code, _, log) = command(&["publish", "--to", &from, "--run", "1"]);
+    assert!(code == Some(2) && log.contains("nightmarket rollback"), "users suppressed since may be in it: {log}");
+
+    running.kill();
+    let (code, _, log) = command(&["publish", "--to", &from]);
+    assert!(code == Some(10) && log.lines().last().is_some_and(|line| line.contains("run again")), "{code:?}: {log}");
+    let before = shop.history();
+    let error = shop.night(NEXT).err().expect("the load is owed");
+    assert_eq!((error.kind.exit_code(), shop.history()), (10, before), "the commit stands: {error}");
+    let report = std::fs::read_to_string(shop.root.join(format!("out/reports/dt={NEXT}/report.json"))).expect("a report all the same");
+    assert_eq!(json(&report)["deliver"]["state"], "failed");
+    running.start();
+    assert_eq!(shop.night(NEXT).expect("runs again").deliver.expect("a load").state, State::AlreadyServes);
+    assert_eq!(shop.history().last().expect("a commit").run_date, DATE.succ_opt().expect("a date"));
+
+    let (code, said, log) = command(&["publish", "--to", "redis://somebody:a-secret-word@127.0.0.1:1/"]);
+    assert!(code == Some(2) && !format!("{said}{log}").contains("a-secret-word"), "a password in a URL is refused and not repeated: {log}");
+}
+
+/// `cargo test --release --test it a_million_users -- --ignored --nocapture`
+#[test]
+#[ignore = "a measurement: prints rows a second"]
+#[expect(clippy::print_stdout, reason = "a measurement prints what it found")]
+fn a_million_users_into_each_store() {
+    for kind in [Kind::Redis, Kind::Postgres, Kind::MariaDb] {
+        let Some(running) = servers::start(kind) else { continue };
+        let server = server(&running);
+        let release = release("a1", 1_000_000);
+        block_on(async {
+            drop(shelf(&server).await);
+            let started = std::time::Instant::now();
+            load(&server, &release).await.expect("loads");
+            let seconds = started.elapsed().as_secs_f64();
+            let rows: usize = release.users.iter().map(|user| user.segments.len()).sum();
+            println!(
+                "{kind:?}: 1,000,000 users, {rows} rows in {seconds:.1} s: {:.0} users/s, {:.0} rows/s",
+                1e6 / seconds,
+                rows as f64 / seconds
+            );
+        });
+    }
+}
