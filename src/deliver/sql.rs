@@ -1,7 +1,9 @@
 //! PostgreSQL, and MySQL or MariaDB: one partition a run, one row that says which run serves, two views for readers.
 //!
-//!     nightmarket_serving_users   job, run, policy_version, user_id, place, segment_id            place 1 is served
-//!     nightmarket_serving_ads     job, run, policy_version, segment_id, arm, place, ad_id, …      place 1 is the likeliest
+//! ```text
+//! nightmarket_serving_users   job, run, policy_version, user_id, place, segment_id            place 1 is served
+//! nightmarket_serving_ads     job, run, policy_version, segment_id, arm, place, ad_id, …      place 1 is the likeliest
+//! ```
 //!
 //! A run's rows are written into a partition of their own, read back, counted and summed, and only then does one transaction move
 //! `nightmarket_current`. A reader that asks both views in one repeatable-read transaction gets one run; every row names its run.

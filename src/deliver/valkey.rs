@@ -1,9 +1,11 @@
 //! Valkey and Redis.
 //!
-//!     nm:{job}:current                run that serves                    GET it first
-//!     nm:{job}:{run}:user:{user_id}   JSON list of segments, the one served first
-//!     nm:{job}:{run}:segment:{id}     JSON list of its ads in every arm
-//!     nm:{job}:{run}:meta             JSON: generation, policy version, segments; written last
+//! ```text
+//! nm:{job}:current                run that serves                    GET it first
+//! nm:{job}:{run}:user:{user_id}   JSON list of segments, the one served first
+//! nm:{job}:{run}:segment:{id}     JSON list of its ads in every arm
+//! nm:{job}:{run}:meta             JSON: generation, policy version, segments; written last
+//! ```
 //!
 //! A reader takes the pointer, then a key of that run; the run before stays until its time to live ends, so that a reader between
 //! the two misses nothing. Redis has no lock of ours: two loads of the same run write the same bytes, and the pointer decides.
