@@ -1,7 +1,7 @@
 # nightmarket's commands; `make` alone lists them.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build run test check sql bench bench-models bench-allocation report bless image render clean
+.PHONY: help setup build run test check sql bench bench-models bench-allocation bench-features report bless image render clean
 
 # For local runs on made-up people only: whoever knows the key can link a pseudonym to a person.
 export NIGHTMARKET_PSEUDONYM_KEY ?= demo-key-for-local-runs-only
@@ -60,6 +60,9 @@ bench-models: build ## The models beside FuxiCTR, scikit-learn and PyTorch, fetc
 
 bench-allocation: build ## The allocation beside HiGHS, fetched into .bench (100 MB, once)
 	@scripts/bench_allocation.py
+
+bench-features: build ## The feature queries beside DuckDB and PySpark, fetched into .bench (600 MB, once)
+	@scripts/bench_features.py --spark
 
 report: ## Open the latest report, or print where it is
 	@latest=$$(find .night -name report.html -exec ls -t {} + 2>/dev/null | head -n 1); \

@@ -14,9 +14,11 @@ use crate::platform::run::{Done, Run, Step};
 use arrow::array::{Array, RecordBatch};
 use arrow::datatypes::SchemaRef;
 use chrono::{DateTime, NaiveDate, Utc};
-use datafusion::prelude::{SessionContext, ident};
+use datafusion::prelude::{DataFrame, SessionContext};
+use futures::stream::{self, StreamExt, TryStreamExt};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
+use std::pin::pin;
 
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
@@ -129,10 +131,13 @@ async fn snapshot(run: &Run, staged: &Staged, snapshots: &mut Snapshots, query: 
     let done = run
         .step(&format!("features/{}/dt={day}", query.name), &inputs, async |step: &Step| {
             let mut facts = FeatureFacts { table: query.name.clone(), day, rows: 0 };
-            for bucket in buckets {
-                let context = staged.as_of(run, day, bucket, query.reads.iter().map(String::as_str))?;
-                snapshots.register(&context, day, bucket, |name| query.reads.contains(name))?;
-                let rows = rows(&context, query, run.job.as_of(day)).await?;
+            let snapshots = &*snapshots;
+            let answer = async |bucket: Option<usize>| {
+                let frame = planned(run, staged, snapshots, query, day, bucket).await?;
+                rows(frame, query).await.map(|rows| (bucket, rows))
+            };
+            let mut answers = pin!(stream::iter(buckets).map(answer).buffered(run.engine.buckets_at_once()));
+            while let Some((bucket, rows)) = answers.try_next().await? {
                 if bucket.unwrap_or(0) == 0 {
                     step.write_parquet(SCHEMA_FILE, rows.schema(), &[]).await?;
                 }
@@ -153,11 +158,27 @@ async fn snapshot(run: &Run, staged: &Staged, snapshots: &mut Snapshots, query: 
     Ok(())
 }
 
-/// The query's rows in the order of their key, which must be unique.
-async fn rows(context: &SessionContext, query: &Query, as_of: DateTime<Utc>) -> Result<RecordBatch> {
-    let frame = engine::numbers_as_float64(engine::plan(context, query, as_of).await?)?;
-    let order = query.grain.iter().map(|column| ident(column).sort(true, true)).collect();
-    let rows = engine::answer(frame.sort(order)?, query).await?;
+/// The query as it runs: as of `day`, over one bucket of users or over everybody, sorted by its key.
+pub async fn planned(
+    run: &Run,
+    staged: &Staged,
+    snapshots: &Snapshots,
+    query: &Query,
+    day: NaiveDate,
+    bucket: Option<usize>,
+) -> Result<DataFrame> {
+    let context = engine::session(&bucket.map_or(run.engine.clone(), |_| run.engine.of_one_bucket()))?;
+    for name in &query.reads {
+        staged.register(&context, run, name, day, bucket)?;
+    }
+    snapshots.register(&context, day, bucket, |name| query.reads.contains(name))?;
+    let frame = engine::numbers_as_float64(engine::plan(&context, query, run.job.as_of(day)).await?)?;
+    Ok(frame.sort(engine::ascending(&query.grain))?)
+}
+
+/// The rows of a planned query, whose key must be unique.
+async fn rows(frame: DataFrame, query: &Query) -> Result<RecordBatch> {
+    let rows = engine::collect_apart(frame).await.map_err(|error| engine::of_query(error, query.path.display()))?;
     let key = query.grain.iter().map(|name| rows.column_by_name(name).cloned().ok_or(name));
     let key = key.collect::<std::result::Result<Vec<_>, _>>().map_err(|absent| {
         Error::usage(format_args!("{}: the header's grain names {absent}, which the query does not return", query.path.display()))
@@ -196,7 +217,10 @@ impl Snapshots {
             let bucket = bucket.filter(|_| by_user(&table.key)).map(|bucket| format!("bucket={bucket}.parquet"));
             let paths = done.files.iter().map(|file| &file.path).filter(|path| *path != SCHEMA_FILE);
             let paths: Vec<String> = paths.filter(|path| bucket.as_ref().is_none_or(|bucket| *path == bucket)).cloned().collect();
-            let rows = engine::files(context, &done.store, &paths, Format::Parquet, table.schema.clone())?;
+            let rows = match bucket {
+                Some(_) => engine::sorted_files(context, &done.store, &paths, &table.schema, &table.key)?,
+                None => engine::files(context, &done.store, &paths, Format::Parquet, table.schema.clone())?,
+            };
             context.register_table(name.as_str(), rows.into_view())?;
         }
         Ok(())

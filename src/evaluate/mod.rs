@@ -35,7 +35,7 @@ use crate::statistics::{Estimate, ope};
 use checks::Check;
 pub use day::evaluate;
 pub use night::night;
-pub use policy::{Forecast, Targets, champion_targets, forecast_targets, off_policy_value};
+pub use policy::{Forecast, Targets, champion_targets, forecast_targets, given_some_ad, off_policy_value};
 use serde::{Deserialize, Serialize};
 
 /// The arm that the table serves, and the one that it is compared to.

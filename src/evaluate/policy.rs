@@ -11,6 +11,7 @@ use arrow::array::{Array, AsArray, BooleanArray, Float64Array, RecordBatch, Stri
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Int64Type};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 
 /// What a table would have done on each logged impression.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -34,8 +35,8 @@ pub struct Predicted {
 
 /// What a target policy would have earned in clicks a row, from impressions with logged propensities; none when they have none.
 ///
-/// Probabilities are those with which the target policy shows the logged ad to the logged user, conditional, like the logged propensity,
-/// on some ad being shown; where it is none (the target shows nothing there) or no propensity was logged, the row is left out and
+/// Probabilities are those with which the target policy shows the logged ad to the logged user, conditional, like the logged propensity
+/// (see [`given_some_ad`]), on some ad being shown; where it is none (the target shows nothing there) or no propensity was logged, the row is left out and
 /// counted. With `champion`, the table that served, the difference to it is valued on the rows that both speak of.
 pub fn off_policy_value(
     impressions: &RecordBatch,
@@ -65,6 +66,37 @@ pub fn off_policy_value(
         }
     }
     Ok(Some(evaluation))
+}
+
+/// The impressions with propensities given that some ad was shown, which is all that a log of impressions knows of. A table's own
+/// propensity is of an opportunity, and its `no_ad` row takes a part of these: the rows that it served are divided by the rest.
+pub fn given_some_ad(impressions: &RecordBatch, policy_version: &str, segment_ads: &RecordBatch) -> Result<RecordBatch> {
+    let of = |name: &str| optional_column::<StringArray>(impressions, name);
+    let logged = optional_column::<Float64Array>(impressions, "propensity")?;
+    let (Some(logged), Some(versions), Some(segments), Some(arms)) = (logged, of("policy_version")?, of("segment_id")?, of("arm")?) else {
+        return Ok(impressions.clone());
+    };
+    let shown = shown_shares(segment_ads)?;
+    let share = |row: usize| {
+        let served = versions.is_valid(row) && versions.value(row) == policy_version && segments.is_valid(row) && arms.is_valid(row);
+        served.then(|| shown.get(&(segments.value(row), arms.value(row))).copied()).flatten().filter(|share| *share > 0.0)
+    };
+    let given: Float64Array = logged.iter().enumerate().map(|(row, p)| p.map(|p| p / share(row).unwrap_or(1.0))).collect();
+    let at = impressions.schema().index_of("propensity")?;
+    let mut columns = impressions.columns().to_vec();
+    columns[at] = Arc::new(given);
+    Ok(RecordBatch::try_new(impressions.schema(), columns)?)
+}
+
+/// P(some ad is shown | segment, arm) of a segment_ads table.
+fn shown_shares(segment_ads: &RecordBatch) -> Result<HashMap<(&str, &str), f64>> {
+    let (segments, ads) = (column::<StringArray>(segment_ads, "segment_id")?, column::<StringArray>(segment_ads, "ad_id")?);
+    let (arms, propensities) = (column::<StringArray>(segment_ads, "arm")?, column::<Float64Array>(segment_ads, "propensity")?);
+    let mut shown: HashMap<(&str, &str), f64> = HashMap::new();
+    for row in (0..segment_ads.num_rows()).filter(|&row| ads.value(row) != NO_AD && propensities.is_valid(row)) {
+        *shown.entry((segments.value(row), arms.value(row))).or_default() += propensities.value(row);
+    }
+    Ok(shown)
 }
 
 /// Rows as off-policy evaluation wants them.

@@ -59,21 +59,29 @@ impl Staged {
 }
 
 impl Table {
-    /// The files of a day's view: a log up to the day, the latest snapshot not after it, or everything.
+    /// The rows of a day's view: a log up to the day, the latest snapshot not after it, or everything. Of a log's bucket the rows of
+    /// later days come with it, for [`known_at`] to take away.
     pub(super) fn as_of_day(&self, context: &SessionContext, day: NaiveDate, bucket: Option<usize>) -> Result<DataFrame> {
-        let mut files: Vec<&StagedFile> = self.files.iter().filter(|file| file.day.is_none_or(|of| of <= day)).collect();
+        let bucket = bucket.filter(|_| self.bucketed);
+        let joined = self.kind == Some(SourceKind::Log) && self.files.iter().any(|file| file.day.is_none());
+        let mut files: Vec<&StagedFile> = match self.kind {
+            None => self.files.iter().collect(),
+            Some(_) if joined && bucket.is_some() => self.files.iter().filter(|file| file.day.is_none()).collect(),
+            Some(_) => self.files.iter().filter(|file| file.day.is_some_and(|of| of <= day)).collect(),
+        };
         if self.kind == Some(SourceKind::Snapshot) {
             let latest = files.iter().filter_map(|file| file.day).max();
             files.retain(|file| file.day == latest);
         }
-        if let (true, Some(bucket)) = (self.bucketed, bucket) {
-            files.retain(|file| file.bucket == Some(bucket));
-        }
+        files.retain(|file| bucket.is_none() || file.bucket == bucket);
         if files.is_empty() {
             return Ok(context.read_batch(RecordBatch::new_empty(self.schema.clone()))?);
         }
         let paths: Vec<String> = files.iter().map(|file| file.path.clone()).collect();
-        engine::files(context, &self.store, &paths, Format::Parquet, self.schema.clone())
+        match bucket {
+            Some(_) => engine::sorted_files(context, &self.store, &paths, &self.schema, &self.order),
+            None => engine::files(context, &self.store, &paths, Format::Parquet, self.schema.clone()),
+        }
     }
 }
 

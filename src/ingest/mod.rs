@@ -75,12 +75,15 @@ struct Table {
     store: Store,
     files: Vec<StagedFile>,
     bucketed: bool,
+    /// The columns by which each file is sorted.
+    order: Vec<String>,
     key: String,
 }
 
 #[derive(Clone, Debug, PartialEq)]
 struct StagedFile {
     path: String,
+    /// `None`: of all days.
     day: Option<NaiveDate>,
     bucket: Option<usize>,
 }

@@ -4,7 +4,7 @@ use super::people::Allowed;
 use super::raw::{RawTables, Scope};
 use super::{Staged, StagedFile, Table, TableFacts};
 use crate::error::{Error, Result};
-use crate::platform::catalog::Query;
+use crate::platform::catalog::{Query, SourceKind};
 use crate::platform::engine;
 use crate::platform::pseudonym::Key;
 use crate::platform::run::{Run, Step};
@@ -12,11 +12,12 @@ use crate::platform::storage::day_of;
 use crate::types::optional_column;
 use arrow::array::{Array, RecordBatch, StringArray, UInt32Array};
 use arrow::compute::take_record_batch;
+use arrow::datatypes::{Schema, SchemaRef};
 use arrow::row::{RowConverter, SortField};
 use chrono::NaiveDate;
 use datafusion::catalog::MemorySchemaProvider;
 use datafusion::common::TableReference;
-use datafusion::logical_expr::ident;
+use futures::stream::{self, StreamExt, TryStreamExt};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
@@ -63,19 +64,24 @@ pub(super) async fn stage(run: &Run, raw: &RawTables, staged: &mut Staged, query
     let done = run
         .step(&folder, &inputs, async |step: &Step| {
             let mut facts = TableFacts { name: query.name.clone(), rows: 0, dropped_suppressed: 0, dropped_no_consent: 0 };
-            let mut schema = None;
+            let (mut schema, mut files) = (None, Vec::new());
             for day in &days {
                 let rows = staged_rows(run, raw, staged, query, key, *day).await?;
                 schema = Some(rows.schema());
                 let rows = allowed.keep(rows, &mut facts)?;
                 for (bucket, rows) in buckets(rows, run.engine.buckets)? {
-                    let file = StagedFile { path: String::new(), day: *day, bucket };
-                    step.write_table(&file.name(), &rows).await?;
+                    let file = StagedFile::new(*day, bucket);
+                    step.write_table(&file.path, &rows).await?;
+                    files.push(file);
                 }
             }
             // One empty file carries the schema, so that a table without rows is still a table.
             let schema = schema.ok_or_else(|| Error::internal(format_args!("table {} has no day", query.name)))?;
-            step.write_parquet(SCHEMA_FILE, schema, &[]).await?;
+            step.write_parquet(SCHEMA_FILE, schema.clone(), &[]).await?;
+            let by_time = schema.field_with_name("occurred_at").is_ok();
+            if by_time && daily.is_some_and(|table| table.source.kind == SourceKind::Log) {
+                join_days(run, step, &files, &schema, &order(query, &schema)).await?;
+            }
             Ok(facts)
         })
         .await?;
@@ -83,6 +89,7 @@ pub(super) async fn stage(run: &Run, raw: &RawTables, staged: &mut Staged, query
     let table = Table {
         kind: daily.map(|table| table.source.kind),
         bucketed: schema.field_with_name("user_id").is_ok(),
+        order: order(query, &schema),
         schema,
         files: done.files.iter().filter_map(|file| StagedFile::parse(&file.path)).collect(),
         store: done.store,
@@ -94,6 +101,31 @@ pub(super) async fn stage(run: &Run, raw: &RawTables, staged: &mut Staged, query
 }
 
 const SCHEMA_FILE: &str = "_schema.parquet";
+
+/// The columns by which the rows of a canonical table are sorted: a user's rows lie together, in the order of their time.
+fn order(query: &Query, schema: &Schema) -> Vec<String> {
+    let first = ["user_id", "occurred_at"].into_iter().filter(|column| schema.field_with_name(column).is_ok());
+    let mut order: Vec<String> = first.map(str::to_owned).collect();
+    for column in &query.grain {
+        if !order.contains(column) {
+            order.push(column.clone());
+        }
+    }
+    order
+}
+
+/// Writes the days of each bucket once more, as one sorted file: what is computed per user reads it on end, without merging days. Later
+/// days are told by their time.
+async fn join_days(run: &Run, step: &Step, files: &[StagedFile], schema: &SchemaRef, order: &[String]) -> Result<()> {
+    let buckets: BTreeSet<usize> = files.iter().filter_map(|file| file.bucket).collect();
+    let joined = async |bucket: usize| {
+        let days = files.iter().filter(|file| file.bucket == Some(bucket)).map(|file| file.path.clone()).collect::<Vec<_>>();
+        let context = engine::session(&run.engine.of_one_bucket())?;
+        let rows = engine::collect_apart(engine::sorted_files(&context, step.store(), &days, schema, order)?).await?;
+        step.write_table(&StagedFile::new(None, Some(bucket)).path, &rows).await
+    };
+    stream::iter(buckets).map(joined).buffered(run.engine.buckets_at_once()).try_collect().await
+}
 
 /// One day's output of a staging query (or all of it), in a fixed order.
 async fn staged_rows(run: &Run, raw: &RawTables, staged: &Staged, query: &Query, key: &Key, day: Option<NaiveDate>) -> Result<RecordBatch> {
@@ -124,10 +156,9 @@ async fn staged_rows(run: &Run, raw: &RawTables, staged: &Staged, query: &Query,
             query.path.display()
         )));
     }
-    let order = ["user_id", "occurred_at"].into_iter().filter(|column| names.iter().any(|name| name == column));
-    let order = order.chain(query.grain.iter().map(String::as_str)).map(|column| ident(column).sort(true, true)).collect();
+    let order = order(query, rows.schema().as_arrow());
     let day = day.map(|day| format!(" for {day}")).unwrap_or_default();
-    let rows = match engine::answer(rows.sort(order)?, query).await {
+    let rows = match engine::answer(rows.sort(engine::ascending(&order))?, query).await {
         Ok(rows) => rows,
         Err(error) => return Err(raw.blame(run, query.sources(), error).await.context(format_args!("table {}{day}", query.name))),
     };
@@ -170,12 +201,10 @@ pub fn bucket_of(user: &str, buckets: usize) -> usize {
 
 impl StagedFile {
     /// `dt=2026-11-22/bucket=3.parquet`
-    fn name(&self) -> String {
-        let day = self.day.map(|day| format!("dt={day}/")).unwrap_or_default();
-        match self.bucket {
-            Some(bucket) => format!("{day}bucket={bucket}.parquet"),
-            None => format!("{day}all.parquet"),
-        }
+    fn new(day: Option<NaiveDate>, bucket: Option<usize>) -> Self {
+        let folder = day.map(|day| format!("dt={day}/")).unwrap_or_default();
+        let name = bucket.map_or("all".to_owned(), |bucket| format!("bucket={bucket}"));
+        Self { path: format!("{folder}{name}.parquet"), day, bucket }
     }
 
     fn parse(path: &str) -> Option<Self> {

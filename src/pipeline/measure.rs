@@ -1,6 +1,6 @@
 //! Looking back: what the table of last night did on the day that has just ended.
 
-use super::serving::{shares, table};
+use super::serving::{self, table};
 use crate::error::Result;
 use crate::evaluate::incremental::Person;
 use crate::evaluate::night::Night;
@@ -9,12 +9,12 @@ use crate::evaluate::{self, CHAMPION, EvaluationFacts, HOLDOUT};
 use crate::ingest::Staged;
 use crate::platform::engine;
 use crate::platform::run::Run;
-use crate::publish::{Commit, Tables};
+use crate::publish::{self, Commit, Tables};
 use crate::segments;
 use crate::spec::Spec;
 use crate::statistics::bootstrap::cluster;
 use crate::statistics::delay::{Curve, Observed};
-use crate::targeting::arms::arm_of;
+use crate::targeting::arms::{Assignment, arm_of};
 use crate::targeting::value::NO_AD;
 use crate::types::column;
 use arrow::array::{Array, Float64Array, Int64Array, RecordBatch, StringArray};
@@ -33,14 +33,16 @@ pub async fn day(
     previous: Option<&Commit>,
 ) -> Result<EvaluationFacts> {
     // Before the first table nobody knows how users were to be split among the arms.
-    let shares = if previous.is_some() { shares(spec) } else { BTreeMap::new() };
-    let (mut served, mut people) = (None, Vec::new());
+    let (mut served, mut shares, mut people) = (None, BTreeMap::new(), Vec::new());
     if let Some(commit) = previous {
         let tables = run.output.child(&commit.tables);
         let ads = tables.read_parquet("segment_ads.parquet").await?;
         let shadow = tables.read_parquet("shadow_ads.parquet").await?;
+        // As the table was served: the job may have another salt or other shares by now.
+        let assignment = publish::assignment(&tables).await?;
+        shares = serving::shares(&assignment.shares);
         if staged.people.is_some() {
-            people = population(spec, staged, &tables.read_parquet("user_segments.parquet").await?, &ads, &shadow)?;
+            people = population(&assignment, staged, &tables.read_parquet("user_segments.parquet").await?, &ads, &shadow)?;
         }
         served = Some(ads);
     }
@@ -64,7 +66,13 @@ pub async fn day(
 }
 
 /// Everybody in the table who may be measured, with their arm and whether the plan shows their segment an ad.
-fn population(spec: &Spec, staged: &Staged, users: &RecordBatch, ads: &RecordBatch, shadow: &RecordBatch) -> Result<Vec<Person>> {
+fn population(
+    assignment: &Assignment,
+    staged: &Staged,
+    users: &RecordBatch,
+    ads: &RecordBatch,
+    shadow: &RecordBatch,
+) -> Result<Vec<Person>> {
     let plan = |rows: &RecordBatch, arm: &str| -> Result<BTreeSet<String>> {
         let (segments, ads) = (column::<StringArray>(rows, "segment_id")?, column::<StringArray>(rows, "ad_id")?);
         let (arms, propensities) = (column::<StringArray>(rows, "arm")?, column::<Float64Array>(rows, "propensity")?);
@@ -75,7 +83,7 @@ fn population(spec: &Spec, staged: &Staged, users: &RecordBatch, ads: &RecordBat
     let primary = segments::primary_users(users)?;
     let (ids, segments) = (column::<StringArray>(&primary, "user_id")?, column::<StringArray>(&primary, "segment_id")?);
     let person = |row: usize| {
-        let arm = arm_of(ids.value(row), &spec.targeting.salt, &spec.targeting.shares).as_str();
+        let arm = arm_of(ids.value(row), &assignment.salt, &assignment.shares).as_str();
         let plan = if arm == HOLDOUT { &for_holdout } else { &for_champion };
         Person { user: cluster(ids.value(row)), arm: arm.to_owned(), would_be_shown: plan.contains(segments.value(row)) }
     };

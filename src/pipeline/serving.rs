@@ -15,7 +15,8 @@ use crate::publish::{Commit, Tables, history};
 use crate::segments;
 use crate::spec::Spec;
 use crate::statistics::ope;
-use crate::targeting::{self, arms::Arm, tables::Stamp, value};
+use crate::targeting::arms::{Arm, Shares};
+use crate::targeting::{self, tables::Stamp, value};
 use crate::types::{column, optional_column};
 use arrow::array::{Array, ArrayRef, BooleanArray, Float64Array, Int64Array, RecordBatch, StringArray};
 use arrow::compute::{concat_batches, filter_record_batch};
@@ -241,8 +242,8 @@ pub async fn impressions_to_measure(run: &Run, staged: &Staged) -> Result<Record
 }
 
 /// The planned split of users among the arms.
-pub fn shares(spec: &Spec) -> BTreeMap<String, f64> {
-    Arm::ALL.iter().map(|arm| (arm.as_str().to_owned(), spec.targeting.shares.of(*arm))).collect()
+pub fn shares(shares: &Shares) -> BTreeMap<String, f64> {
+    Arm::ALL.iter().map(|arm| (arm.as_str().to_owned(), shares.of(*arm))).collect()
 }
 
 fn of_users(rows: &RecordBatch, users: &BTreeSet<String>) -> Result<RecordBatch> {
@@ -273,20 +274,25 @@ pub async fn off_policy(
     if logged.num_rows() == 0 || optional_column::<Float64Array>(logged, "propensity")?.is_none() {
         return Ok(None);
     }
+    let served = match previous {
+        Some(commit) => {
+            let served = run.output.child(&commit.tables);
+            let (users, ads) = (served.read_parquet("user_segments.parquet").await?, served.read_parquet("segment_ads.parquet").await?);
+            Some((&commit.policy_version, users, ads))
+        }
+        None => None,
+    };
+    let logged = match &served {
+        Some((policy_version, _, ads)) => &evaluate::given_some_ad(logged, policy_version, ads)?,
+        None => logged,
+    };
     let forecast = evaluate::Forecast::read(&tables.user_segments, &tables.segment_ads)?;
     let targets = |users: &RecordBatch, ads: &RecordBatch| match &forecast {
         Some(forecast) => evaluate::forecast_targets(logged, users, ads, forecast),
         None => evaluate::champion_targets(logged, users, ads),
     };
     let tonight = targets(&tables.user_segments, &tables.segment_ads)?;
-    let champion = match previous {
-        Some(commit) => {
-            let served = run.output.child(&commit.tables);
-            let (users, ads) = (served.read_parquet("user_segments.parquet").await?, served.read_parquet("segment_ads.parquet").await?);
-            Some(targets(&users, &ads)?)
-        }
-        None => None,
-    };
+    let champion = served.as_ref().map(|(_, users, ads)| targets(users, ads)).transpose()?;
     let predicted = forecast.as_ref().map(|forecast| forecast.predict(logged)).transpose()?;
     evaluate::off_policy_value(logged, &tonight, champion.as_ref(), predicted.as_ref(), &spec.evaluate.plan(), run.job.seed)
 }

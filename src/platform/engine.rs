@@ -3,12 +3,15 @@
 //! SQL here is always one SELECT with `$as_of` bound; it reads tables that a stage registered and nothing else: no files, no
 //! clock, no randomness.
 
+mod presorted;
+
 use crate::error::{Context, Error, Kind, Result};
 use crate::platform::catalog::Query;
 use crate::platform::storage::Store;
 use arrow::array::RecordBatch;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use chrono::{DateTime, Utc};
+use datafusion::common::runtime::SpawnedTask;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::common::{ParamValues, ScalarValue};
 use datafusion::datasource::file_format::FileFormat;
@@ -21,7 +24,8 @@ use datafusion::execution::context::SQLOptions;
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
-use datafusion::logical_expr::{Expr, LogicalPlan, ScalarUDF, Volatility};
+use datafusion::logical_expr::{Expr, LogicalPlan, ScalarUDF, SortExpr, Union, Volatility};
+use datafusion::physical_plan::{self, display::DisplayableExecutionPlan};
 use datafusion::prelude::{DataFrame, SessionContext, cast, col, ident, lit};
 use serde::{Deserialize, Serialize};
 use std::num::NonZeroUsize;
@@ -36,7 +40,7 @@ pub struct Settings {
     pub threads: usize,
     /// Memory pool of the query operators, MiB; beyond it they spill to disk.
     pub memory_mib: usize,
-    /// Rows of a user go to one of so many files by hash(user), and per-user SQL runs one bucket at a time: more buckets, less
+    /// Rows of a user go to one of so many files by hash(user), and per-user SQL runs one bucket a thread: more buckets, less
     /// memory, more files.
     pub buckets: usize,
 }
@@ -44,6 +48,26 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self { threads: 0, memory_mib: 2048, buckets: 1 }
+    }
+}
+
+impl Settings {
+    /// Query threads, `0` resolved.
+    fn cores(&self) -> usize {
+        if self.threads == 0 { std::thread::available_parallelism().map_or(1, NonZeroUsize::get) } else { self.threads }
+    }
+
+    /// How many buckets are worked on at once.
+    pub fn buckets_at_once(&self) -> usize {
+        self.cores().min(self.buckets).max(1)
+    }
+
+    /// One bucket's part of the machine. With one thread nothing is shuffled among partitions, so that the order of the files lasts
+    /// through the plan.
+    #[must_use]
+    pub fn of_one_bucket(&self) -> Self {
+        let at_once = self.buckets_at_once();
+        Self { threads: (self.cores() / at_once).max(1), memory_mib: (self.memory_mib / at_once).max(1), buckets: self.buckets }
     }
 }
 
@@ -55,8 +79,7 @@ pub fn session(settings: &Settings) -> Result<SessionContext> {
         .with_memory_pool(Arc::new(pool))
         .with_disk_manager_builder(DiskManagerBuilder::default().with_mode(DiskManagerMode::OsTmpDirectory))
         .build_arc()?;
-    let threads = if settings.threads == 0 { std::thread::available_parallelism().map_or(1, NonZeroUsize::get) } else { settings.threads };
-    let mut config = SessionConfig::new().with_target_partitions(threads).with_information_schema(false);
+    let mut config = SessionConfig::new().with_target_partitions(settings.cores()).with_information_schema(false);
     let options = config.options_mut();
     options.execution.time_zone = Some("+00:00".to_owned());
     options.execution.parquet.pushdown_filters = true;
@@ -65,7 +88,8 @@ pub fn session(settings: &Settings) -> Result<SessionContext> {
     options.sql_parser.collect_spans = true;
     // A recursive query may never end.
     options.execution.enable_recursive_ctes = false;
-    let state = SessionStateBuilder::new().with_config(config).with_runtime_env(runtime).with_default_features().build();
+    let builder = SessionStateBuilder::new().with_config(config).with_runtime_env(runtime).with_default_features();
+    let state = builder.with_physical_optimizer_rule(Arc::new(presorted::PresortedLists)).build();
     Ok(SessionContext::new_with_state(state))
 }
 
@@ -78,6 +102,35 @@ pub enum Format {
 
 /// A table over objects of a store. `schema` is the files' own.
 pub fn files(context: &SessionContext, store: &Store, paths: &[String], format: Format, schema: SchemaRef) -> Result<DataFrame> {
+    listing(context, store, paths, format, schema, &[])
+}
+
+/// A table over Parquet files, each of which is sorted by the columns of `order` (ascending, NULL last: what SQL's ORDER BY means), in
+/// that order. Rows of one file stream as they lie, so that what groups or sorts by these columns never sorts.
+pub fn sorted_files(context: &SessionContext, store: &Store, paths: &[String], schema: &SchemaRef, order: &[String]) -> Result<DataFrame> {
+    // A listing of several files would put two of them behind each other in one partition, and lose the order.
+    let file = |path| listing(context, store, std::slice::from_ref(path), Format::Parquet, schema.clone(), order);
+    let mut files = paths.iter().map(file).collect::<Result<Vec<_>>>()?;
+    if files.len() == 1 {
+        return Ok(files.remove(0));
+    }
+    let plans = files.into_iter().map(|file| Arc::new(file.into_unoptimized_plan())).collect();
+    Ok(DataFrame::new(context.state(), LogicalPlan::Union(Union::try_new(plans)?)).sort(ascending(order))?)
+}
+
+/// The order in which tables are written and read: ascending, NULL last.
+pub fn ascending(columns: &[String]) -> Vec<SortExpr> {
+    columns.iter().map(|column| ident(column).sort(true, false)).collect()
+}
+
+fn listing(
+    context: &SessionContext,
+    store: &Store,
+    paths: &[String],
+    format: Format,
+    schema: SchemaRef,
+    order: &[String],
+) -> Result<DataFrame> {
     // Each store gets a host name of its own, so that one session can read several.
     let host = format!("{:016x}", xxhash_rust::xxh3::xxh3_64(store.locate("").as_str().as_bytes()));
     let root = Url::parse(&format!("store://{host}/")).expect("a hex host makes a URL");
@@ -93,7 +146,8 @@ pub fn files(context: &SessionContext, store: &Store, paths: &[String], format: 
         Format::Parquet => Arc::new(ParquetFormat::default()),
         Format::Csv => Arc::new(CsvFormat::default().with_has_header(true)),
     };
-    let options = ListingOptions::new(format).with_file_extension("");
+    let order = if order.is_empty() { vec![] } else { vec![ascending(order)] };
+    let options = ListingOptions::new(format).with_file_extension("").with_file_sort_order(order);
     let config = ListingTableConfig::new_with_multi_paths(urls).with_listing_options(options).with_schema(schema);
     Ok(context.read_table(Arc::new(ListingTable::try_new(config)?))?)
 }
@@ -155,6 +209,11 @@ fn refuse_impure(plan: &LogicalPlan) -> Result<()> {
     }
 }
 
+/// As [`collect`], in a task of its own, so that several buckets can be worked on at once.
+pub async fn collect_apart(frame: DataFrame) -> Result<RecordBatch> {
+    SpawnedTask::spawn(collect(frame)).join_unwind().await.map_err(Error::internal)?
+}
+
 /// Runs the plan of a query, as [`collect`]; an error names the query's file.
 pub async fn answer(frame: DataFrame, query: &Query) -> Result<RecordBatch> {
     collect(frame).await.map_err(|error| of_query(error, query.path.display()))
@@ -169,10 +228,14 @@ pub fn of_query(error: Error, query: impl std::fmt::Display) -> Error {
     }
 }
 
-/// Runs a plan; the rows come as one batch of plain columns (no views, no dictionaries), in the plan's order.
+/// Runs a plan; the rows come as one batch of plain columns (no views, no dictionaries), in the plan's order. The trace log shows what
+/// the plan was and where its time went.
 pub async fn collect(frame: DataFrame) -> Result<RecordBatch> {
     let schema = Arc::new(plain_schema(frame.schema().as_arrow()));
-    let batches = frame.collect().await?;
+    let task = Arc::new(frame.task_ctx());
+    let plan = frame.create_physical_plan().await?;
+    let batches = physical_plan::collect(plan.clone(), task).await?;
+    tracing::trace!("{}", DisplayableExecutionPlan::with_metrics(plan.as_ref()).indent(false));
     let batches = batches.iter().map(|batch| plain(batch, &schema)).collect::<Result<Vec<_>>>()?;
     Ok(arrow::compute::concat_batches(&schema, &batches)?)
 }

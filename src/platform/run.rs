@@ -86,6 +86,11 @@ pub struct Step {
 }
 
 impl Step {
+    /// Where the step's files lie.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
     pub async fn write_parquet(&self, name: &str, schema: SchemaRef, batches: &[RecordBatch]) -> Result<()> {
         let entry = self.store.write_parquet(name, schema, batches).await?;
         self.record(entry);

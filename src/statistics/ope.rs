@@ -403,7 +403,8 @@ fn diagnose(weights: &[f64], sums: &[Sums], clip: f64, unsupported: Option<f64>)
         max_weight_share: share(max_weight),
         clipped_mass: share(weights.iter().map(|w| (w - clip).max(0.0)).sum()),
         tail_mass: share(heaviest_hundredth(weights)),
-        unsupported: unsupported.unwrap_or(missing),
+        // What the caller counts sees an action that nobody tried, the mean weight one that was not tried where the target wants it.
+        unsupported: unsupported.unwrap_or(0.0).max(missing),
         mean_weight,
         mean_weight_error: error,
         mean_weight_is_one,

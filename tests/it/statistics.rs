@@ -4,7 +4,7 @@
 use arrow::array::{ArrayRef, AsArray, BooleanArray, Decimal128Array, Float64Array, Int64Array, RecordBatch, StringArray};
 use arrow::datatypes::{Float64Type, Int64Type};
 use nightmarket::admit::{CheckName, Proposal, admit, propensity_sums};
-use nightmarket::evaluate::{EvaluateSettings, EvaluationFacts, Lift, champion_targets, evaluate, off_policy_value};
+use nightmarket::evaluate::{EvaluateSettings, EvaluationFacts, Lift, champion_targets, evaluate, given_some_ad, off_policy_value};
 use nightmarket::gate::{Contest, Contestant, GateSettings, Groups, Kind, decide};
 use nightmarket::statistics::ab::Measure;
 use nightmarket::statistics::bootstrap::{self, Clusters, Plan};
@@ -289,6 +289,8 @@ fn a_heavy_row_and_missing_support_are_refused_each_with_its_reason() {
     assert!(verdict(&uniform, &uniform, Some(0.011)).contains("1.1 % of the target policy was never tried"));
     // Nobody says what has no support: the mean weight of 0.8 does.
     assert!(verdict(&uniform, &vec![0.4; 10_000], None).contains("20.0 % of the target policy was never tried"));
+    // Every action was tried somewhere, but not where the target wants it: again the mean weight tells.
+    assert!(verdict(&uniform, &vec![0.48; 10_000], Some(0.0)).contains("4.0 % of the target policy was never tried"));
     // Rewards only where the target never goes: every replicate says 0.
     let (rewards, targets): (Vec<f64>, Vec<f64>) = (0..10_000).map(|row| if row % 50 == 0 { (1.0, 0.0) } else { (0.0, 0.5) }).unzip();
     let rounds = Rounds {
@@ -804,4 +806,33 @@ fn the_tables_own_probability_of_each_logged_impression() {
     let targets = champion_targets(&logged, &user_segments, &shoes_only).unwrap();
     assert_eq!(targets.probabilities[3..], [Some(0.5), None]);
     assert_eq!((targets.rows_by_segment, targets.rows_as_logged), (3, 2));
+}
+
+/// A table's propensities are of opportunities, a log of impressions holds those that showed an ad: valued on what it served itself, a
+/// table changes nothing.
+#[test]
+fn a_table_that_leaves_opportunities_to_no_ad_has_weight_one_on_its_own_log() {
+    let user_segments =
+        table(vec![("user_id", text(&["u1"])), ("segment_id", text(&["shoes"])), ("rank", Arc::new(Int64Array::from(vec![1])))]);
+    // Of ten opportunities the champion arm shows s1 in six, s2 in two, and no ad in two.
+    let logged = |version: &str| {
+        table(vec![
+            ("user_id", text(&["u1"; 8])),
+            ("ad_id", text(&["s1", "s1", "s1", "s1", "s1", "s1", "s2", "s2"])),
+            ("clicked", Arc::new(BooleanArray::from(vec![false; 8]))),
+            ("propensity", floats(&[0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.2, 0.2])),
+            ("policy_version", text(&[version; 8])),
+            ("segment_id", text(&["shoes"; 8])),
+            ("arm", text(&["champion"; 8])),
+        ])
+    };
+    let weights = |version: &str| {
+        let given = given_some_ad(&logged(version), "tonight", &segment_ads()).unwrap();
+        let targets = champion_targets(&given, &user_segments, &segment_ads()).unwrap();
+        let logged = nightmarket::types::column::<Float64Array>(&given, "propensity").unwrap();
+        (0..8).map(|row| targets.probabilities[row].unwrap() / logged.value(row)).collect::<Vec<f64>>()
+    };
+    assert!(weights("tonight").iter().all(|weight| (weight - 1.0).abs() < 1e-12), "{:?}", weights("tonight"));
+    // What another system served is taken at its word.
+    assert!(weights("another").iter().all(|weight| (weight - 1.25).abs() < 1e-12));
 }

@@ -4,6 +4,8 @@ use crate::shop::{block_on, key};
 use arrow::array::{Array, ArrayRef, Float64Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray, UInt32Array};
 use arrow::compute::{concat_batches, take_record_batch};
 use chrono::NaiveDate;
+use datafusion::physical_plan::displayable;
+use nightmarket::features;
 use nightmarket::generate;
 use nightmarket::ingest::{self, Staged};
 use nightmarket::pipeline::{self, Stage};
@@ -13,7 +15,7 @@ use nightmarket::platform::run::Run;
 use nightmarket::platform::storage::{Store, parquet_table};
 use nightmarket::spec::Spec;
 use nightmarket::types::column;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tempfile::TempDir;
@@ -73,6 +75,37 @@ fn planted_facts_are_seen_as_they_should_be() {
     let most =
         "SELECT MAX(n) AS n FROM (SELECT COUNT(*) AS n FROM events WHERE occurred_at >= $as_of - INTERVAL '1 day' GROUP BY device_id)";
     assert!(asked(&run, &staged, most) < 1_000, "the machine under a browser's name is gone");
+}
+
+/// The physical layout is what makes features fast: a user's rows lie together in the order of their time, and the plans must see it.
+#[test]
+fn a_bucket_of_users_is_computed_without_a_shuffle_and_without_sorting_events() {
+    let out = TempDir::new().expect("a temporary folder");
+    let mut spec = spec(out.path());
+    (spec.engine.threads, spec.engine.buckets) = (2, 4);
+    let run = run(&spec);
+    let plans = block_on(async {
+        let staged = ingest::run(&run, &spec.ingest, &key()).await?;
+        let snapshots = features::run(&run, &staged, &BTreeSet::from([DATE])).await?;
+        let mut plans = Vec::new();
+        for query in run.catalog.features.iter().filter(|query| query.grain.first().is_some_and(|column| column == "user_id")) {
+            let plan = features::planned(&run, &staged, &snapshots, query, DATE, Some(1)).await?.create_physical_plan().await?;
+            plans.push((query, displayable(plan.as_ref()).indent(false).to_string()));
+        }
+        Ok::<_, nightmarket::error::Error>(plans)
+    });
+    let plans = plans.expect("the features are planned");
+    assert!(plans.len() >= 6, "{plans:?}");
+    for (query, plan) in plans {
+        assert!(!plan.contains("RepartitionExec"), "{} shuffles rows:\n{plan}", query.name);
+        if query.grain == ["user_id"] {
+            assert!(!plan.contains(" SortExec") && !plan.starts_with("SortExec"), "{} sorts rows:\n{plan}", query.name);
+            let aggregates = plan.lines().filter(|line| line.contains("AggregateExec"));
+            let streams = |line: &str| line.contains("mode=Single") && line.contains("ordering_mode=Sorted");
+            assert!(aggregates.clone().all(streams), "{} does not stream users:\n{plan}", query.name);
+            assert!(!plan.contains("ORDER BY"), "{} keeps the order of lists, which the rows have:\n{plan}", query.name);
+        }
+    }
 }
 
 #[test]
