@@ -1,7 +1,7 @@
 # nightmarket's commands; `make` alone lists them.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build run test check sql bench bench-models bench-allocation bench-features report bless image render clean
+.PHONY: help setup build run test check sql bench bench-models bench-allocation bench-features bench-ab bench-delivery bench-serving report bless image render clean
 
 # For local runs on made-up people only: whoever knows the key can link a pseudonym to a person.
 export NIGHTMARKET_PSEUDONYM_KEY ?= demo-key-for-local-runs-only
@@ -63,6 +63,15 @@ bench-allocation: build ## The allocation beside HiGHS, fetched into .bench (100
 
 bench-features: build ## The feature queries beside DuckDB and PySpark, fetched into .bench (600 MB, once)
 	@scripts/bench_features.py --spark
+
+bench-ab: build ## An A/B test over 100 million rows beside DuckDB's sums alone, fetched into .bench (6 GB of tables, made once)
+	@scripts/bench_ab.py
+
+bench-serving: build ## What the allocation earns when it is served, beside a proportional and a greedy plan
+	@scripts/bench_serving.py
+
+bench-delivery: setup ## A million users into each serving store, under a reader who never rests
+	@$(CARGO) bench --locked --bench delivery
 
 report: ## Open the latest report, or print where it is
 	@latest=$$(find .night -name report.html -exec ls -t {} + 2>/dev/null | head -n 1); \

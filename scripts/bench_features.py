@@ -55,7 +55,7 @@ def ours(program, path, stage):
         sys.exit(log[-3000:])
     found = {}
     for line in filter(lambda line: line.startswith("{"), log.splitlines()):
-        fields = json.loads(line).get("fields", {})
+        fields = json.loads(line)
         if "step" in fields and "path" in fields:
             found[fields["step"]] = fields["seconds"], fields["path"].removeprefix("file://")
     return found, int(re.search(r"peak_kib=(\d+)", log)[1]) / 1024
@@ -85,6 +85,14 @@ def known(columns):
     """The conditions of what was known at the cut-off, as the night applies them."""
     conditions = [f"occurred_at < TIMESTAMP '{AS_OF}'"] if "occurred_at" in columns else []
     return conditions + ([f"(arrived_at < TIMESTAMP '{CUT_OFF}' OR arrived_at IS NULL)"] if "arrived_at" in columns else [])
+
+
+def canonical(folder):
+    """The files of a canonical table: a log's buckets over all days, a snapshot's latest day, or the one file of a table made once."""
+    days = sorted(pathlib.Path(folder).glob("dt=*"))
+    if any(pathlib.Path(folder).glob("bucket=*")):
+        return f"{folder}/bucket=*.parquet"
+    return f"{days[-1]}/*.parquet" if days else f"{folder}/all.parquet"
 
 
 def view(table, columns, source):
@@ -193,7 +201,7 @@ def main():
     path = job(folder, asked.threads, asked.buckets, asked.memory_mib)
     steps, peak = ours(asked.program, path, None)
     staged = {step.split("/")[1]: where for step, (_, where) in steps.items() if step.startswith("staging/")}
-    files = {name: f"{where}/**/bucket=*.parquet" if any(pathlib.Path(where).rglob("bucket=*")) else f"{where}/**/all.parquet" for name, where in staged.items()}
+    files = {name: canonical(where) for name, where in staged.items()}
     wanted = {name for name in files if any(re.search(rf"\b{name}\b", sql) for *_, sql in queries())}
     bucketed = {name: f"read_parquet('{files[name]}', hive_partitioning = false)" for name in wanted}
 

@@ -87,6 +87,23 @@ pub async fn only(run: &Run, staged: &Staged, days: &BTreeSet<NaiveDate>, wanted
     Ok(snapshots)
 }
 
+/// A sentence where features look further back than the night reads logs for the oldest snapshot: training then sees shorter windows
+/// than tonight's table is made of.
+pub fn short_windows(run: &Run, history_days: u64, snapshot_days: &BTreeSet<NaiveDate>) -> Option<String> {
+    let looks_back = run.catalog.features.iter().filter_map(|query| query.looks_back_days.map(|days| (days, &query.name)));
+    let (window, table) = looks_back.max_by_key(|(days, _)| *days)?;
+    let oldest = *snapshot_days.first()?;
+    let back = (run.date - oldest).num_days().unsigned_abs();
+    (window + back > history_days).then(|| {
+        format!(
+            "days of feature windows: {table} looks {window} days back, and the oldest snapshot, of {oldest}, sees {} days of logs; [ingest] \
+             history_days = {} reads them all",
+            history_days.saturating_sub(back),
+            window + back
+        )
+    })
+}
+
 /// Asks what the headers of the feature files say of their columns, of the run date's snapshot.
 ///
 /// # Errors

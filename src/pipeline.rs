@@ -75,8 +75,10 @@ async fn night(run: &Run, spec: &Spec, key: &Key, until: Stage, facts: &mut Fact
     }
 
     let with_interest = staged.has("events");
-    let snapshots = features::run(run, &staged, &spec.dataset.snapshot_days(run.date, with_interest)).await?;
+    let days = spec.dataset.snapshot_days(run.date, with_interest);
+    let snapshots = features::run(run, &staged, &days).await?;
     facts.featured(&snapshots);
+    facts.skipped.extend(features::short_windows(run, spec.ingest.history_days, &days));
     facts.checks.add(features::check(run, &staged, &snapshots).await?);
     facts.leak = leak::test(run, spec, key, &staged, &snapshots).await?;
     facts.drift = drift::drift(run, spec, &snapshots).await?;

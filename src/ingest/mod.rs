@@ -32,7 +32,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
-    /// Days of logs that the night reads, the run date included.
+    /// Days of logs that the night reads, the run date included: enough for the longest feature window before the oldest snapshot.
     pub history_days: u64,
     pub consent: Consent,
     /// Why no consent is needed, when it is `not_applicable`.

@@ -161,6 +161,8 @@ pub struct Query {
     pub daily: Option<String>,
     /// What its FROM names: `raw.events`, `events`.
     pub reads: BTreeSet<String>,
+    /// How far before the as-of date its text looks, days; `None` where it does not say.
+    pub looks_back_days: Option<u64>,
     /// What the header says of the columns.
     pub expectations: Vec<Expectation>,
     /// Of a check: what its rows do.

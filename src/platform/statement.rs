@@ -9,7 +9,8 @@ use datafusion::error::DataFusionError;
 use datafusion::sql::parser::{DFParser, Statement};
 use datafusion::sql::resolve::resolve_table_references;
 use datafusion::sql::sqlparser::ast::{
-    ObjectName, Query, Select as SelectBody, SetExpr, Spanned, Statement as SqlStatement, TableFactor, Visit, Visitor,
+    BinaryOperator, Expr, ObjectName, Query, Select as SelectBody, SetExpr, Spanned, Statement as SqlStatement, TableFactor, Value,
+    ValueWithSpan, Visit, Visitor,
 };
 use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::parser::ParserError;
@@ -23,6 +24,8 @@ pub struct Select {
     pub statement: Statement,
     /// The tables it reads, `raw.events` or `events`, and where each is named first.
     pub reads: BTreeMap<String, Range<usize>>,
+    /// The longest `$as_of - INTERVAL '…'`, days.
+    pub looks_back_days: Option<u64>,
 }
 
 /// Levels of nesting that a query may have; the parser gives up beyond.
@@ -83,7 +86,10 @@ pub fn parse(text: &str) -> Result<Select, Diagnostic> {
         (name, place)
     });
     let reads = reads.collect();
-    Ok(Select { statement, reads })
+    let mut windows = Windows { longest: None };
+    let _ = query.visit(&mut windows);
+    let looks_back_days = windows.longest;
+    Ok(Select { statement, reads, looks_back_days })
 }
 
 /// Every token of a text, comments and blanks too.
@@ -351,9 +357,56 @@ impl Visitor for Places<'_> {
     }
 }
 
+/// How far before the as-of date the query says that it looks.
+struct Windows {
+    longest: Option<u64>,
+}
+
+impl Visitor for Windows {
+    type Break = ();
+
+    fn pre_visit_expr(&mut self, expr: &Expr) -> ControlFlow<()> {
+        if let Expr::BinaryOp { left, op: BinaryOperator::Minus, right } = expr
+            && matches!(&**left, Expr::Value(ValueWithSpan { value: Value::Placeholder(name), .. }) if name == "$as_of")
+            && let Expr::Interval(interval) = &**right
+        {
+            self.longest = self.longest.max(days(&interval.to_string()));
+        }
+        ControlFlow::Continue(())
+    }
+}
+
+/// `INTERVAL '30 days'`, `INTERVAL '30' DAY` or `INTERVAL '36 hours'` in whole days, rounded up; of several units nothing is said.
+fn days(interval: &str) -> Option<u64> {
+    let words = interval.replace('\'', " ").to_lowercase();
+    let mut words = words.split_whitespace().skip(1);
+    let (number, unit) = (words.next()?.parse::<f64>().ok()?, words.next()?);
+    let length = match unit.trim_end_matches('s') {
+        "hour" => 1.0 / 24.0,
+        "day" => 1.0,
+        "week" => 7.0,
+        "month" => 31.0,
+        "year" => 366.0,
+        _ => return None,
+    };
+    words.next().is_none().then_some((number * length).ceil() as u64)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_longest_window_is_read_from_the_text() {
+        for (text, days) in [
+            ("SELECT a FROM t WHERE b >= $as_of - INTERVAL '30 days' AND c > $as_of - INTERVAL '1 day'", Some(30)),
+            ("WITH u AS (SELECT a FROM t WHERE b >= $as_of - INTERVAL '2' WEEK) SELECT a FROM u", Some(14)),
+            ("SELECT a FROM t WHERE b >= $as_of - INTERVAL '36 hours'", Some(2)),
+            ("SELECT $as_of - MAX(b) FROM t WHERE c >= d - INTERVAL '9 days'", None),
+        ] {
+            assert_eq!(parse(text).expect(text).looks_back_days, days, "{text}");
+        }
+    }
 
     #[test]
     fn the_tables_of_a_query_are_those_it_names_and_does_not_define() {

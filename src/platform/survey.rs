@@ -196,11 +196,11 @@ fn read_text(path: &Path, sql: String) -> (Option<Query>, Vec<Diagnostic>) {
         let fault = Diagnostic::error("name", format!("a file named {name}.sql makes no table name"));
         found.push(fault.help("use small letters, digits and _ alone"));
     }
-    let reads = match statement::parse(&sql) {
-        Ok(select) => select.reads.into_keys().collect(),
+    let (reads, looks_back_days) = match statement::parse(&sql) {
+        Ok(select) => (select.reads.into_keys().collect(), select.looks_back_days),
         Err(fault) => {
             found.push(fault);
-            BTreeSet::new()
+            (BTreeSet::new(), None)
         }
     };
     let sound = !found.iter().any(|found| found.severity == Severity::Error);
@@ -218,6 +218,7 @@ fn read_text(path: &Path, sql: String) -> (Option<Query>, Vec<Diagnostic>) {
         severity: if header.field("severity").is_some_and(|field| field.value == "warn") { Level::Warn } else { Level::Error },
         expectations,
         reads,
+        looks_back_days,
         sql,
     };
     (sound.then_some(query), found)

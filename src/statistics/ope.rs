@@ -431,7 +431,15 @@ fn verdict(diagnostics: &Diagnostics, rows: f64) -> Verdict {
     } else if diagnostics.max_weight_share > MAX_ROW_SHARE {
         format!("one row carries {:.1} % of the weight, 2 % is the most", percent(diagnostics.max_weight_share))
     } else if diagnostics.unsupported > MAX_UNSUPPORTED {
-        format!("{:.1} % of the target policy was never tried by the logging policy, 1 % is the most", percent(diagnostics.unsupported))
+        let found = format!(
+            "{:.1} % of the target policy was never tried by the logging policy, 1 % is the most",
+            percent(diagnostics.unsupported)
+        );
+        match diagnostics.mean_weight_is_one {
+            true => found,
+            // Either of the two leaves such a mean.
+            false => format!("{found}; or the propensities are wrong: the mean weight is {:.3} instead of one", diagnostics.mean_weight),
+        }
     } else if !diagnostics.mean_weight_is_one && (diagnostics.mean_weight - 1.0).abs() > MAX_MEAN_WEIGHT_ERROR {
         format!("the mean weight is {:.3} instead of one: the rows were not drawn with the propensities they say", diagnostics.mean_weight)
     } else {

@@ -103,7 +103,9 @@ fn a_bucket_of_users_is_computed_without_a_shuffle_and_without_sorting_events() 
             let aggregates = plan.lines().filter(|line| line.contains("AggregateExec"));
             let streams = |line: &str| line.contains("mode=Single") && line.contains("ordering_mode=Sorted");
             assert!(aggregates.clone().all(streams), "{} does not stream users:\n{plan}", query.name);
-            assert!(!plan.contains("ORDER BY"), "{} keeps the order of lists, which the rows have:\n{plan}", query.name);
+            let sorts_lists =
+                plan.match_indices("array_agg(").any(|(at, _)| plan[at..].split(')').next().is_some_and(|of| of.contains("ORDER BY")));
+            assert!(!sorts_lists, "{} sorts lists of rows that lie sorted:\n{plan}", query.name);
         }
     }
 }
