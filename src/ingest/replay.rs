@@ -81,6 +81,7 @@ impl Logs {
         let mut catalog = run.catalog.clone();
         catalog.staging.retain(|query| wanted.contains(&query.name));
         catalog.features.retain(|query| wanted.contains(&query.name));
+        catalog.segments.clear();
         catalog.checks.clear();
         let sources: BTreeSet<String> = catalog.staging.iter().flat_map(Query::sources).map(str::to_owned).collect();
         let kept = catalog.sources.iter().filter(|(name, _)| sources.contains(*name));

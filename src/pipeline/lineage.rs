@@ -124,12 +124,10 @@ pub struct QueryHash {
 }
 
 pub fn configuration(run: &Run, spec: &Spec, staged: &Staged) -> Configuration {
-    let rooms = [("staging", &run.catalog.staging), ("features", &run.catalog.features), ("checks", &run.catalog.checks)];
-    let hash = |room: &str, query: &crate::platform::catalog::Query| QueryHash {
+    let hash = |query: &crate::platform::catalog::Query| QueryHash {
         table: query.name.clone(),
-        room: room.to_owned(),
+        room: query.room().to_owned(),
         sha256: query.sha256[..16].to_owned(),
     };
-    let queries = rooms.into_iter().flat_map(|(room, queries)| queries.iter().map(move |query| hash(room, query)));
-    Configuration { inputs: staged.fingerprint.clone(), settings: spec.decisive(), queries: queries.collect() }
+    Configuration { inputs: staged.fingerprint.clone(), settings: spec.decisive(), queries: run.catalog.queries().map(hash).collect() }
 }

@@ -20,6 +20,8 @@ pub struct Catalog {
     pub staging: Vec<Query>,
     /// The feature tables, ordered likewise.
     pub features: Vec<Query>,
+    /// Rules: the users whom one returns are a segment.
+    pub segments: Vec<Query>,
     /// Rows returned are violations; run on the staged tables.
     pub checks: Vec<Query>,
 }
@@ -167,6 +169,10 @@ pub struct Query {
     pub expectations: Vec<Expectation>,
     /// Of a check: what its rows do.
     pub severity: Severity,
+    /// Of a segment: its name for people.
+    pub label: Option<String>,
+    /// Of a segment: whether it comes before the interests of its users.
+    pub leads: bool,
     pub sha256: String,
 }
 
@@ -208,7 +214,7 @@ impl Catalog {
 
     /// Every query, in the order of the night.
     pub fn queries(&self) -> impl Iterator<Item = &Query> {
-        self.staging.iter().chain(&self.features).chain(&self.checks)
+        self.staging.iter().chain(&self.features).chain(&self.segments).chain(&self.checks)
     }
 
     pub fn staged(&self, name: &str) -> Option<&Query> {

@@ -5,7 +5,7 @@ use crate::platform::diagnostic::Diagnostic;
 use std::ops::Range;
 
 /// The fields that a header may have, each with what it says.
-pub const FIELDS: [(&str, &str); 10] = [
+pub const FIELDS: [(&str, &str); 12] = [
     ("grain", "the columns that make a row unique"),
     ("owner", "the team that answers for it"),
     ("tags", "words to select tables by"),
@@ -16,6 +16,8 @@ pub const FIELDS: [(&str, &str); 10] = [
     ("range", "the numbers between which a column lies"),
     ("relationship", "the column of another table in which each value stands"),
     ("severity", "of a check: error stops the night, warn is told"),
+    ("label", "of a segment: its name for people"),
+    ("place", "of a segment: before the interests of its users, or after them"),
 ];
 
 /// A header's lines, as written.
@@ -88,6 +90,8 @@ impl Header {
                 faults.push(Diagnostic::error("header", format!("the header's {name} is empty")).at(name_at.clone(), "of what?"));
             } else if name == "severity" && !matches!(value.as_str(), "error" | "warn") {
                 faults.push(Diagnostic::error("header", format!("no severity is called {value}")).at(value_at.clone(), "error or warn"));
+            } else if name == "place" && !matches!(value.as_str(), "before" | "after") {
+                faults.push(Diagnostic::error("header", format!("no place is called {value}")).at(value_at.clone(), "before or after"));
             } else if name == "grain" {
                 let columns = self.list("grain");
                 if let Some(twice) = columns.iter().enumerate().find(|(at, column)| columns[..*at].contains(column)) {

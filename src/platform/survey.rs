@@ -25,7 +25,7 @@ pub struct Survey {
 }
 
 /// The folders that hold queries.
-pub const ROOMS: [&str; 3] = ["staging", "features", "checks"];
+pub const ROOMS: [&str; 4] = ["staging", "features", "segments", "checks"];
 
 /// Reads `sql/<shop>/` and finds everything that is wrong with it short of planning the queries.
 ///
@@ -73,8 +73,8 @@ pub fn survey(folder: &Path) -> Result<Survey> {
         diagnostics.extend(cycles.iter().map(|cycle| describe_cycle(cycle)));
         ordered
     };
-    let (staging, features, checks) = (ordered("staging"), ordered("features"), ordered("checks"));
-    let catalog = Catalog { sources: sources.unwrap_or_default(), staging, features, checks };
+    let [staging, features, segments, checks] = ROOMS.map(&mut ordered);
+    let catalog = Catalog { sources: sources.unwrap_or_default(), staging, features, segments, checks };
     Ok(Survey { catalog, diagnostics, broken })
 }
 
@@ -215,6 +215,8 @@ fn read_text(path: &Path, sql: String) -> (Option<Query>, Vec<Diagnostic>) {
         tags: header.list("tags").into_iter().collect(),
         daily: value("daily"),
         description: header.description.clone(),
+        label: value("label"),
+        leads: header.field("place").is_some_and(|field| field.value == "before"),
         severity: if header.field("severity").is_some_and(|field| field.value == "warn") { Level::Warn } else { Level::Error },
         expectations,
         reads,
@@ -241,6 +243,10 @@ impl Names<'_> {
         if let Some(first) = rooms_above.filter_map(|other| self.rooms.get(other)?.get(&query.name)).next() {
             let fault = Diagnostic::error("same-name", format!("two files are named {}: the other is {}", query.name, first.display()));
             faults.push(fault.help("give each table a name of its own"));
+        }
+        if room == "segments" && query.grain != ["user_id"] {
+            let at = Header::read(&query.sql).field("grain").map_or(0..0, |field| field.value_at.clone());
+            faults.push(Diagnostic::error("header", "a segment is a set of users").at(at.clone(), "not user_id").suggest(at, "user_id"));
         }
         let places = statement::parse(&query.sql).map(|select| select.reads).unwrap_or_default();
         faults.extend(query.reads.iter().filter_map(|read| self.unknown(room, query, read, places.get(read).cloned().unwrap_or(0..0))));

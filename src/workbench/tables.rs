@@ -28,7 +28,7 @@ impl Desk {
         let run = &self.run;
         let output = if query.room() == "staging" { run.output.child(ASIDE) } else { run.output.clone() };
         let mut catalog = run.catalog.clone();
-        let queries = catalog.staging.iter_mut().chain(&mut catalog.features).chain(&mut catalog.checks);
+        let queries = catalog.staging.iter_mut().chain(&mut catalog.features).chain(&mut catalog.segments).chain(&mut catalog.checks);
         queries.filter(|other| other.name == query.name).for_each(|other| *other = query.clone());
         let run = Run::new(run.job.clone(), run.date, run.raw.clone(), output, catalog, run.engine.clone());
         Self { run, ingest: self.ingest.clone(), key: self.key.clone() }
@@ -61,7 +61,7 @@ pub async fn open_more(desk: &Desk, context: &SessionContext, names: impl IntoIt
     for name in &wanted {
         staged.register(context, run, name, run.date, None)?;
     }
-    for query in run.catalog.features.iter().chain(&run.catalog.checks).filter(|query| wanted.contains(&query.name)) {
+    for query in run.catalog.features.iter().chain(&run.catalog.segments).chain(&run.catalog.checks).filter(|query| wanted.contains(&query.name)) {
         let absent = query.reads.iter().find(|read| !context.table_exist(read.as_str()).unwrap_or(false));
         if let Some(absent) = absent {
             let why = staged.facts.skipped.iter().find(|why| why.contains(&format!("table {absent}"))).cloned().unwrap_or_default();
@@ -107,6 +107,7 @@ async fn staging_run(run: &Run, wanted: &BTreeSet<String>) -> Result<Run> {
     let mut catalog = run.catalog.clone();
     catalog.staging.retain(|query| staged.contains(&query.name));
     catalog.features.clear();
+    catalog.segments.clear();
     catalog.checks.clear();
     let sources: BTreeSet<String> = catalog.staging.iter().flat_map(Query::sources).map(str::to_owned).collect();
     catalog.sources.retain(|name, _| sources.contains(name));

@@ -5,7 +5,7 @@
 use crate::error::{Context, Error, Kind, Result};
 use crate::platform::catalog::Query;
 use crate::platform::engine;
-use crate::platform::survey::load_file;
+use crate::platform::survey::{ROOMS, load_file};
 use crate::workbench::check::raw_schema;
 use crate::workbench::preview::rows_of_no_key;
 use crate::workbench::select::{Node, select_nodes};
@@ -25,9 +25,6 @@ pub struct Tested {
     /// `--bless` wrote other answers into it.
     pub blessed: bool,
 }
-
-/// The folders in which tests are looked for.
-const ROOMS: [&str; 6] = ["staging", "features", "labels", "segments", "checks", "reports"];
 
 /// Runs the `.slt` files of the tables that are selected. With `bless`, answers are filled in instead.
 pub async fn test(folder: &Path, selectors: &[String], modified: Option<&BTreeSet<String>>, bless: bool) -> Result<Vec<Tested>> {

@@ -1,0 +1,59 @@
+//! The shop's rule segments: SQL that names users, asked of the run date's tables.
+
+use crate::error::{Error, Result};
+use crate::features::Snapshots;
+use crate::ingest::Staged;
+use crate::platform::catalog::Query;
+use crate::platform::engine;
+use crate::platform::run::Run;
+use crate::segments::Rule;
+use crate::types::column;
+use arrow::array::{Array, StringArray};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The rules that this shop has the tables for; why not the others goes to `skipped`.
+pub fn applicable<'a>(run: &'a Run, staged: &Staged, snapshots: &Snapshots, skipped: &mut Vec<String>) -> Vec<&'a Query> {
+    let there = |name: &String| staged.has(name) || snapshots.keys(run.date).contains_key(name.as_str());
+    let applies = |query: &&Query| match query.reads.iter().find(|name| !there(name)) {
+        Some(absent) => {
+            skipped.push(format!("segment {}: it reads {absent}, which this shop does not have", query.name));
+            false
+        }
+        None => true,
+    };
+    run.catalog.segments.iter().filter(applies).collect()
+}
+
+/// What decides who is in the rules' segments: their text and what they read.
+pub fn keys<'a>(run: &Run, staged: &'a Staged, snapshots: &'a Snapshots, rules: &[&'a Query]) -> BTreeMap<&'a str, Vec<&'a str>> {
+    let features = snapshots.keys(run.date);
+    let read = |name: &String| staged.key(name).or_else(|| features.get(name.as_str()).copied());
+    let key = |query: &&'a Query| (query.name.as_str(), [query.sha256.as_str()].into_iter().chain(query.reads.iter().filter_map(read)).collect());
+    rules.iter().map(key).collect()
+}
+
+/// Asks every rule for its users.
+///
+/// # Errors
+/// `Usage`, naming the file, when a rule names nobody's id or somebody twice.
+pub async fn rules(run: &Run, staged: &Staged, snapshots: &Snapshots, rules: &[&Query]) -> Result<Vec<Rule>> {
+    let mut asked = Vec::new();
+    for query in rules {
+        let context = engine::session(&run.engine)?;
+        for name in &query.reads {
+            staged.register(&context, run, name, run.date, None)?;
+        }
+        snapshots.register(&context, run.date, None, |name| query.reads.contains(name))?;
+        let rows = engine::answer(engine::plan(&context, query, run.as_of()).await?, query).await?;
+        let users = column::<StringArray>(&rows, "user_id")?;
+        let named = users.iter().flatten().map(str::to_owned).collect::<BTreeSet<_>>();
+        if named.len() < users.len() {
+            let (path, spare) = (query.path.display(), users.len() - named.len());
+            return Err(Error::usage(format_args!("{path}: {spare} of {} rows name no user, or one that another row names", users.len()))
+                .action("give one row a user: SELECT DISTINCT user_id … WHERE user_id IS NOT NULL"));
+        }
+        let label = query.label.clone().unwrap_or_else(|| query.name.clone());
+        asked.push(Rule { segment_id: format!("rule:{}", query.name), label, leads: query.leads, users: named });
+    }
+    Ok(asked)
+}
