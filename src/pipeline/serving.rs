@@ -312,15 +312,16 @@ pub async fn proposal<'a>(
         user_segments: &tables.user_segments,
         segment_ads: &tables.segment_ads,
         shadow_ads: &tables.shadow_ads,
+        weights: weights.as_ref(),
+        floor: spec.segments.floor,
+    };
+    let terms = targeting::tables::Terms {
         ads: &table(run, staged, "ads").await?,
         campaigns: campaigns.as_ref(),
         categories: &table(run, staged, "categories").await?,
-        weights: weights.as_ref(),
         shares: &spec.targeting.shares,
-        floor: spec.segments.floor,
     };
-    let sizes = column::<Int64Array>(&tables.segments, "size_released")?;
-    let mut feasibility = targeting::tables::check(&whole);
+    let mut feasibility = targeting::tables::check_night(&whole, &terms);
     if tables.user_segments.num_rows() == 0 {
         feasibility.push("no user is in any released segment: nobody consents to being targeted, or all segments are too small".to_owned());
     } else if !shows_an_ad(&tables.segment_ads)? {
@@ -328,7 +329,7 @@ pub async fn proposal<'a>(
     }
     Ok(Proposal {
         feasibility,
-        smallest_segment: sizes.iter().flatten().filter(|size| *size > 0).map(i64::unsigned_abs).min(),
+        smallest_segment: targeting::tables::smallest_audience(&whole)?,
         floor: spec.segments.floor,
         propensity_sums: admit::propensity_sums(&tables.segment_ads)?,
         off_policy,

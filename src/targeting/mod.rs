@@ -77,7 +77,7 @@ pub struct Inputs<'a> {
     pub supply: &'a BTreeMap<String, f64>,
     pub scores: &'a Scores,
     pub outcomes: &'a Outcomes,
-    /// Least users of a segment that is served.
+    /// Least primary users of a segment.
     pub floor: u64,
 }
 
@@ -91,7 +91,6 @@ pub struct Targeting {
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
 pub struct TargetingFacts {
     pub objective: Objective,
-    /// Segments that are somebody's primary one.
     pub segments: u64,
     pub ads_live: u64,
     pub ads_left_out: BTreeMap<String, u64>,
@@ -163,7 +162,7 @@ pub fn expected_supply(primary: &RecordBatch, impressions: &RecordBatch, days: u
 /// The plan, its arms, and the tables that serve them.
 ///
 /// # Errors
-/// `Privacy` when a segment is below the floor; `Contract` when an amount, a probability or a supply is none.
+/// `Privacy` when a segment would serve fewer users than the floor; `Contract` when an amount, a probability or a supply is none.
 pub fn decide(settings: &Settings, inputs: &Inputs) -> Result<Targeting> {
     settings.check()?;
     let market = Market::open(settings, inputs)?;
@@ -202,7 +201,7 @@ struct Market<'a> {
     candidates: Vec<Candidate>,
 }
 
-/// The primary users of a segment.
+/// A segment and the users whose primary one it is.
 struct Audience<'a> {
     segment_id: &'a str,
     /// Everybody in the segment, weighted: what its rows say of its size.
@@ -336,7 +335,7 @@ impl<'a> Market<'a> {
     }
 }
 
-/// The primary segments with their users and supply, by segment_id.
+/// The segments with their users and supply, by segment_id.
 fn audiences<'a>(settings: &Settings, inputs: &Inputs<'a>) -> Result<Vec<Audience<'a>>> {
     let users = full::<StringArray>(inputs.user_segments, "user_id")?;
     let segments = full::<StringArray>(inputs.user_segments, "segment_id")?;
@@ -354,16 +353,16 @@ fn audiences<'a>(settings: &Settings, inputs: &Inputs<'a>) -> Result<Vec<Audienc
         }
     }
     for audience in audiences.values_mut() {
-        if audience.members < inputs.floor {
-            let (id, members) = (audience.segment_id, audience.members);
-            return Err(Error::privacy(format_args!("segment {id} has {members} users, below the floor of {}", inputs.floor)));
+        if audience.users < inputs.floor {
+            let (id, users) = (audience.segment_id, audience.users);
+            return Err(Error::privacy(format_args!("segment {id} would serve {users} users, below the floor of {}", inputs.floor)));
         }
         audience.supply = inputs.supply.get(audience.segment_id).copied().unwrap_or(0.0);
         if !(audience.supply >= 0.0 && audience.supply.is_finite()) {
             return Err(Error::contract(format_args!("segment {} has a supply of {}", audience.segment_id, audience.supply)));
         }
     }
-    Ok(audiences.into_values().filter(|audience| audience.users > 0).collect())
+    Ok(audiences.into_values().collect())
 }
 
 // -------------------------------------------------------------------------------------------------------------------- tables

@@ -296,8 +296,9 @@ fn the_night_loads_after_its_commit_and_a_dead_store_costs_no_table() {
         (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned(), String::from_utf8_lossy(&output.stderr).into_owned())
     };
     let from = running.url.to_string();
-    let (code, here, _) = command(&["lookup", "--segment", "everyone", "--output", "json"]);
-    let (_, there, _) = command(&["lookup", "--segment", "everyone", "--output", "json", "--from", &from]);
+    let segment = block_on(Release::read(&shop.run(NEXT).output, None)).expect("a table serves").ads[0].segment_id.clone();
+    let (code, here, _) = command(&["lookup", "--segment", &segment, "--output", "json"]);
+    let (_, there, _) = command(&["lookup", "--segment", &segment, "--output", "json", "--from", &from]);
     let json = |text: &str| -> serde_json::Value { serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}")) };
     assert_eq!(code, Some(0));
     assert_eq!(json(&here)["ads"], json(&there)["ads"], "object storage and the store agree");

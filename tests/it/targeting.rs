@@ -9,7 +9,7 @@ use chrono::{DateTime, Utc};
 use nightmarket::error::{Kind, Result};
 use nightmarket::segments::{self, Segments};
 use nightmarket::targeting::arms::Shares;
-use nightmarket::targeting::tables::{self, Stamp, Tables};
+use nightmarket::targeting::tables::{self, Stamp, Tables, Terms};
 use nightmarket::targeting::value::{self, Outcomes, Scores};
 use nightmarket::targeting::{self, Objective, Targeting};
 use proptest::prelude::*;
@@ -43,6 +43,35 @@ proptest! {
         prop_assert_eq!(&night.targeting.shadow_ads, &again.targeting.shadow_ads);
         prop_assert_eq!(&night.targeting.facts, &again.targeting.facts);
     }
+}
+
+#[test]
+fn no_segment_of_a_thousand_small_shops_serves_fewer_than_the_floor() {
+    let mut demoted = 0;
+    for seed in 0..1000 {
+        let shop = Shop::random(seed, (7 * seed as usize) % 400, 3, 2, seed % 4 > 0).uneven(seed);
+        let night = shop.night();
+        let rows = &night.segments.user_segments;
+        let (mut serves, mut last) = (BTreeMap::<String, u64>::new(), BTreeMap::<String, f64>::new());
+        for row in 0..rows.num_rows() {
+            let (user, rank) = (text(rows, "user_id", row), number(rows, "rank", row));
+            let weight = shop.weights.as_ref().map_or(1, |weights| weights[&user]);
+            *serves.entry(text(rows, "segment_id", row)).or_default() += if rank == 1.0 { weight } else { 0 };
+            let before = last.insert(user, rank).unwrap_or(0.0);
+            assert_eq!(rank, before + 1.0, "{seed}: ranks have no holes");
+        }
+        assert!(serves.values().all(|users| *users >= shop.floor), "{seed}: {serves:?}");
+        let ids = |rows: &RecordBatch| (0..rows.num_rows()).map(|row| text(rows, "segment_id", row)).collect::<BTreeSet<_>>();
+        let served: BTreeSet<String> = serves.into_keys().collect();
+        assert_eq!(ids(&night.segments.segments), served, "{seed}: nobody is in a withheld segment");
+        assert!(ids(&night.targeting.segment_ads).is_subset(&served) && ids(&night.targeting.shadow_ads).is_subset(&served), "{seed}");
+        demoted += u64::from(night.segments.facts.withheld.iter().any(|withheld| withheld.reason.contains("would serve")));
+        let again = shop.shuffled(seed).night();
+        assert_eq!(night.segments.user_segments, again.segments.user_segments, "{seed}");
+        assert_eq!(night.segments.facts, again.segments.facts, "{seed}");
+        assert_eq!(night.targeting.segment_ads, again.targeting.segment_ads, "{seed}");
+    }
+    assert!(demoted > 300, "{demoted} of the shops had a segment of many users that would have served few");
 }
 
 #[test]
@@ -368,6 +397,19 @@ impl Shop {
         }
     }
 
+    /// With categories that are liked unevenly: some are many users' second and few users' first.
+    fn uneven(mut self, seed: u64) -> Self {
+        let random = &mut ChaCha8Rng::seed_from_u64(seed);
+        let liked: BTreeMap<String, f64> = (0..CATEGORIES).map(|i| (format!("c_{i}"), random.random_range(0.0..1.0))).collect();
+        let rows = 0..self.interest.num_rows();
+        let above = rows.map(|row| {
+            number(&self.interest, "above_base", row) + liked.get(&text(&self.interest, "category_id", row)).copied().unwrap_or(0.0)
+        });
+        let above: ArrayRef = Arc::new(Float64Array::from_iter_values(above));
+        replace(&mut self.interest, "above_base", above);
+        self
+    }
+
     fn shuffled(&self, seed: u64) -> Self {
         let shuffle = |rows: &RecordBatch| {
             let mut order: Vec<u32> = (0..rows.num_rows() as u32).collect();
@@ -436,18 +478,17 @@ impl Shop {
     }
 
     fn check(&self, night: &Night) -> Vec<String> {
-        tables::check(&Tables {
+        let tables = Tables {
             segments: &night.segments.segments,
             user_segments: &night.segments.user_segments,
             segment_ads: &night.targeting.segment_ads,
             shadow_ads: &night.targeting.shadow_ads,
-            ads: &self.ads,
-            campaigns: self.campaigns.as_ref(),
-            categories: &self.categories,
             weights: self.weights.as_ref(),
-            shares: &self.targeting.shares,
             floor: self.floor,
-        })
+        };
+        let terms =
+            Terms { ads: &self.ads, campaigns: self.campaigns.as_ref(), categories: &self.categories, shares: &self.targeting.shares };
+        tables::check_night(&tables, &terms)
     }
 }
 
