@@ -35,7 +35,7 @@ fn release(run: &str, users: usize) -> Release {
         run: run.into(),
         generation: 1,
         policy_version: format!("shop-{run}"),
-        forgets: false,
+        may_stay: ["a1", "b2", "c3"].map(str::to_owned).to_vec(),
         users: (0..users).map(user).collect(),
         ads: (0..7 * ADS).map(ad).collect(),
     }
@@ -94,8 +94,8 @@ impl Shelf for Interrupted<'_> {
     async fn flip(&mut self, release: &Release, from: Option<&str>) -> Result<bool> {
         self.inner.flip(release, from).await
     }
-    async fn retire(&mut self, job: &str, keep: &[&str]) -> Result<()> {
-        self.inner.retire(job, keep).await
+    async fn retire(&mut self, release: &Release, before: Option<&str>) -> Result<()> {
+        self.inner.retire(release, before).await
     }
     async fn segments_of(&mut self, job: &str, run: &str, user: &str) -> Result<Vec<String>> {
         self.inner.segments_of(job, run, user).await
@@ -251,8 +251,8 @@ fn suite(kind: Kind) {
         let (run, segments) = Reader::connect(kind, &server).await.ask(&third.users[5].user_id).await;
         assert_eq!((run.as_str(), &segments), ("c3", &third.users[5].segments));
 
-        // Somebody was forgotten: the runs in which they are go at once, the run of the load that died among them.
-        let fourth = Release { forgets: true, ..release("d4", USERS) };
+        // Somebody was forgotten, whatever was committed since: the runs in which they are go at once, the run of the load that died, too.
+        let fourth = Release { may_stay: vec!["d4".to_owned()], ..release("d4", USERS) };
         assert_eq!(load(&server, &fourth).await.expect("loads").state, State::Loaded);
         let mut shelf = shelf(&server).await;
         for run in ["a1", "b2", "c3"] {
