@@ -13,6 +13,7 @@
 
 pub mod arms;
 pub mod money;
+pub mod supply;
 pub mod tables;
 pub mod value;
 
@@ -22,7 +23,7 @@ use crate::segments::full;
 use arms::{Arm, Shares, arm_of};
 use arrow::array::{Array, Int64Array, RecordBatch, StringArray};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use tables::{Row, Stamp};
 use value::{NO_AD, Offer, Offers, Outcomes, Score, Scores};
 
@@ -144,19 +145,6 @@ pub struct ArmFacts {
     pub planned_spend: f64,
     /// Of the arm's opportunities.
     pub no_ad_share: f64,
-}
-
-/// Opportunities a day of each segment's primary users: their impressions over `days` days.
-pub fn expected_supply(primary: &RecordBatch, impressions: &RecordBatch, days: u64) -> Result<BTreeMap<String, f64>> {
-    let (users, segments) = (full::<StringArray>(primary, "user_id")?, full::<StringArray>(primary, "segment_id")?);
-    let of_user: HashMap<&str, &str> = users.iter().flatten().zip(segments.iter().flatten()).collect();
-    let mut counts: BTreeMap<&str, u64> = of_user.values().map(|segment| (*segment, 0)).collect();
-    for user in full::<StringArray>(impressions, "user_id")?.iter().flatten() {
-        if let Some(segment) = of_user.get(user) {
-            *counts.entry(segment).or_default() += 1;
-        }
-    }
-    Ok(counts.into_iter().map(|(segment, count)| (segment.to_owned(), count as f64 / days.max(1) as f64)).collect())
 }
 
 /// The plan, its arms, and the tables that serve them.

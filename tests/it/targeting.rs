@@ -9,6 +9,7 @@ use chrono::{DateTime, Utc};
 use nightmarket::error::{Kind, Result};
 use nightmarket::segments::{self, Segments};
 use nightmarket::targeting::arms::Shares;
+use nightmarket::targeting::supply;
 use nightmarket::targeting::tables::{self, Stamp, Tables, Terms};
 use nightmarket::targeting::value::{self, Outcomes, Scores};
 use nightmarket::targeting::{self, Objective, Targeting};
@@ -264,7 +265,7 @@ fn supply_and_samples_come_from_primary_users() {
     .unwrap();
     let seen: ArrayRef = Arc::new(StringArray::from(vec!["u1", "u1", "u3", "stranger"]));
     let impressions = RecordBatch::try_from_iter([("user_id", seen)]).unwrap();
-    let supply = targeting::expected_supply(&primary, &impressions, 2).unwrap();
+    let supply = supply::expected(&primary, &impressions, &BTreeMap::new(), 2).unwrap();
     assert_eq!(supply, BTreeMap::from([("s".to_owned(), 1.5), ("t".to_owned(), 0.0)]));
     let sample = |seed| {
         let rows = value::sample(&primary, 2, seed).unwrap();
@@ -273,6 +274,35 @@ fn supply_and_samples_come_from_primary_users() {
     assert_eq!(sample(1).iter().map(|row| row.0.as_str()).collect::<Vec<_>>(), ["s", "s", "t"]);
     let draws: BTreeSet<_> = (0..20).map(sample).collect();
     assert_eq!(draws.len(), 3, "every pair of the three users is drawn by some seed");
+}
+
+/// A log holds the opportunities at which some ad was shown; the others were opportunities all the same, night after night.
+#[test]
+fn what_is_left_to_no_ad_is_no_less_supply_the_next_night() {
+    let texts = |values: Vec<&str>| Arc::new(StringArray::from(values)) as ArrayRef;
+    let primary = RecordBatch::try_from_iter([("user_id", texts(vec!["u"])), ("segment_id", texts(vec!["s"]))]).unwrap();
+    let shares = Shares { champion: 0.5, explore: 0.3, holdout: 0.2 };
+    let mut expected = 1000.0;
+    for night in 0..5 {
+        // The champion arm shows nothing, the others show an ad at 0.8 and 0.9 of 1,000 opportunities: 420 in all.
+        let table = RecordBatch::try_from_iter([
+            ("segment_id", texts(vec!["s"; 6])),
+            ("ad_id", texts(vec!["no_ad", "a", "b", "no_ad", "a", "no_ad"])),
+            ("arm", texts(vec!["champion", "explore", "explore", "explore", "holdout", "holdout"])),
+            ("propensity", Arc::new(Float64Array::from(vec![1.0, 0.5, 0.3, 0.2, 0.9, 0.1]))),
+        ])
+        .unwrap();
+        let served = BTreeMap::from([("v".to_owned(), supply::shown(&table, &shares).unwrap())]);
+        let of_version = |version: &str, n: usize| {
+            let columns = [("user_id", "u"), ("policy_version", version), ("segment_id", "s"), ("arm", "explore")];
+            RecordBatch::try_from_iter(columns.map(|(name, value)| (name, texts(vec![value; n])))).unwrap()
+        };
+        let seen = (expected * 0.42f64).round() as usize;
+        expected = supply::expected(&primary, &of_version("v", seen), &served, 1).unwrap()["s"];
+        assert!((expected - 1000.0).abs() < 1e-6, "{night}: {expected}");
+        // What another system served is taken at its word.
+        assert_eq!(supply::expected(&primary, &of_version("w", 7), &served, 1).unwrap()["s"], 7.0);
+    }
 }
 
 #[test]
@@ -443,7 +473,7 @@ impl Shop {
         let segments = segments::segment(&settings, &inputs)?;
         let primary = segments::primary_users(&segments.user_segments)?;
         let none = RecordBatch::try_from_iter([("user_id", Arc::new(StringArray::from(Vec::<&str>::new())) as ArrayRef)])?;
-        let mut supply = targeting::expected_supply(&primary, &none, 7)?;
+        let mut supply = supply::expected(&primary, &none, &BTreeMap::new(), 7)?;
         for row in 0..primary.num_rows() {
             *supply.get_mut(&text(&primary, "segment_id", row)).unwrap() += self.supply_a_user;
         }
