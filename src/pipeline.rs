@@ -18,7 +18,7 @@ mod serving;
 use crate::error::{Error, Result};
 use crate::platform::pseudonym::Key;
 use crate::platform::run::Run;
-use crate::publish::Privacy;
+use crate::publish::{Made, Privacy};
 use crate::spec::Spec;
 use crate::targeting::arms::Assignment;
 use crate::{admit, dataset, features, ingest, publish, workbench};
@@ -138,7 +138,9 @@ async fn night(run: &Run, spec: &Spec, key: &Key, until: Stage, facts: &mut Fact
         return Err(Error::privacy(admission.objections()).action("see [segments] floor of the job; yesterday's table stays"));
     }
     let assignment = Assignment::of(&spec.targeting, key);
-    let written = publish::write(run, &policy_version, &tables, privacy, &planned.key, Some(&assignment)).await?;
+    let prices = serde_json::from_value(planned.facts["prices"].clone())?;
+    let made = Made { policy_version: &policy_version, origin: &planned.key, assignment: Some(&assignment), prices: Some(&prices) };
+    let written = publish::write(run, &tables, privacy, made).await?;
     facts.written = Some(lineage::written(run, &written));
     let published = match admission.admitted {
         true => publish::commit(run, &written, Some(chosen.folder)).await?,

@@ -9,6 +9,7 @@ mod gc;
 mod remainder;
 mod tombstone;
 
+use crate::allocate::tables::NamedPrices;
 use crate::error::{Context, Error, Kind, Result};
 use crate::platform::run::{Done, MANIFEST, Manifest, Run, Step};
 use crate::platform::storage::{Created, FileEntry, Store, sha256};
@@ -123,6 +124,9 @@ pub struct TablesFacts {
     /// Absent in tables of earlier versions.
     #[serde(default)]
     pub assignment: Option<Assignment>,
+    /// Shadow prices of the plan, from which another night's search may start. Absent in tables of earlier versions.
+    #[serde(default)]
+    pub prices: Option<NamedPrices>,
 }
 
 const COMMITS: &str = "targeting/_commits";
@@ -162,24 +166,27 @@ pub struct Privacy<'a> {
     pub floor: Option<u64>,
 }
 
+/// How tables came about.
+#[derive(Clone, Copy, Debug)]
+pub struct Made<'a> {
+    pub policy_version: &'a str,
+    /// The key of what they were made of.
+    pub origin: &'a str,
+    pub assignment: Option<&'a Assignment>,
+    pub prices: Option<&'a NamedPrices>,
+}
+
 /// Writes tables under their own immutable folder, suppressed users taken out and with them every segment that they leave below the floor.
-/// Nothing is visible yet. `origin` is the key of what the tables were made of.
+/// Nothing is visible yet.
 ///
 /// # Errors
 /// `Privacy` when what was written breaks a rule.
-pub async fn write(
-    run: &Run,
-    policy_version: &str,
-    tables: &Tables,
-    privacy: Privacy<'_>,
-    origin: &str,
-    assignment: Option<&Assignment>,
-) -> Result<Done<TablesFacts>> {
+pub async fn write(run: &Run, tables: &Tables, privacy: Privacy<'_>, made: Made<'_>) -> Result<Done<TablesFacts>> {
     let names: BTreeSet<&String> = privacy.suppressed.iter().collect();
     let inputs = serde_json::json!({
-        "policy_version": policy_version,
-        "origin": origin,
-        "assignment": assignment,
+        "policy_version": made.policy_version,
+        "origin": made.origin,
+        "assignment": made.assignment,
         "suppressed": sha256(serde_json::to_string(&names)?.as_bytes()),
         "floor": privacy.floor,
     });
@@ -189,9 +196,13 @@ pub async fn write(
             step.write_table(name, table).await?;
         }
         check_written(step.store(), privacy).await?;
-        let suppressed_rows = rows_of(&tables.user_segments, privacy.suppressed)?;
-        let assignment = assignment.cloned();
-        Ok(TablesFacts { policy_version: policy_version.to_owned(), run_date: run.date, suppressed_rows, assignment })
+        Ok(TablesFacts {
+            policy_version: made.policy_version.to_owned(),
+            run_date: run.date,
+            suppressed_rows: rows_of(&tables.user_segments, privacy.suppressed)?,
+            assignment: made.assignment.cloned(),
+            prices: made.prices.cloned(),
+        })
     })
     .await
 }
@@ -324,8 +335,10 @@ async fn as_it_may_serve(run: &Run, commit: &Commit, privacy: Privacy<'_>) -> Re
         check_written(&source, privacy).await?;
         return Ok(commit.clone());
     }
-    let assignment = facts(&source).await?.assignment;
-    let copy = write(run, &commit.policy_version, &tables, privacy, &commit.manifest_sha256, assignment.as_ref()).await?;
+    let TablesFacts { assignment, prices, .. } = facts(&source).await?;
+    let (policy_version, origin) = (&commit.policy_version, &commit.manifest_sha256);
+    let made = Made { policy_version, origin, assignment: assignment.as_ref(), prices: prices.as_ref() };
+    let copy = write(run, &tables, privacy, made).await?;
     let (tables, manifest) = (format!("targeting/tables/dt={}/{}", run.date, copy.key), copy.store.get(MANIFEST).await?);
     Ok(Commit { tables, manifest_sha256: sha256(&manifest), ..commit.clone() })
 }
@@ -339,6 +352,11 @@ pub async fn assignment(tables: &Store) -> Result<Assignment> {
         Error::usage(format_args!("{} does not tell the arms of its table", tables.locate(MANIFEST)))
             .action("name the job that published it: --job jobs/shop.toml")
     })
+}
+
+/// The shadow prices of the plan in a folder of published tables, where they were kept.
+pub async fn prices(tables: &Store) -> Result<Option<NamedPrices>> {
+    Ok(facts(tables).await?.prices)
 }
 
 async fn facts(tables: &Store) -> Result<TablesFacts> {

@@ -28,8 +28,6 @@ pub struct Named {
     pub groups: Vec<String>,
 }
 
-/// An impression that is missing costs this many times what the dearest one brings, so that no plan gains by leaving it out.
-const PENALTY: f64 = 10.0;
 const MICROS: f64 = 1e6;
 
 /// Reads and checks the tables. `reserve` is the share of every supply, cap and budget that is left for exploration.
@@ -71,7 +69,7 @@ pub async fn read(locations: &Locations, reserve: f64) -> Result<Named> {
     problem.value = candidates.quantities("value_per_impression", None)?;
     problem.cost = scaled(candidates.quantities("cost_per_impression", None)?, MICROS);
     problem.cap = scaled(candidates.quantities("max_impressions", Some(f64::INFINITY))?, kept);
-    problem.penalty = PENALTY * problem.value.iter().copied().fold(0.0, f64::max).max(f64::MIN_POSITIVE);
+    problem.price_minima();
     let names = |ids: HashMap<String, usize>| {
         let mut names = vec![String::new(); ids.len()];
         ids.into_iter().for_each(|(id, at)| names[at] = id);

@@ -12,7 +12,7 @@ use crate::platform::engine;
 use crate::platform::run::{Done, MANIFEST, Run, Step};
 use crate::platform::server::Server;
 use crate::platform::storage::sha256;
-use crate::publish::{Commit, Tables, assignment, history};
+use crate::publish::{self, Commit, Tables, assignment, history};
 use crate::segments;
 use crate::spec::Spec;
 use crate::statistics::ope;
@@ -142,6 +142,7 @@ pub async fn targeting(
     policy_version: &str,
 ) -> Result<Done<Value>> {
     let before = tables_before(run).await?;
+    let previous = publish::previous(&run.output, run.date).await?.map(|commit| commit.tables);
     let inputs = json!({
         "settings": spec.targeting,
         "floor": spec.segments.floor,
@@ -154,6 +155,7 @@ pub async fn targeting(
         "campaigns": staged.key("campaigns"),
         "impressions": staged.key("impressions"),
         "served": sha256(serde_json::to_string(&before)?.as_bytes()),
+        "previous": previous,
     });
     run.step(&format!("targeting/plan/dt={}", run.date), &inputs, async |step: &Step| {
         let stamp = stamp(run, policy_version);
@@ -174,6 +176,10 @@ pub async fn targeting(
         let logged = impressions(run, staged, SUPPLY_DAYS).await?;
         let supply = supply::expected(&primary, &logged, &shown(run, &logged, &before).await?, SUPPLY_DAYS)?;
         let weights = rows_by_context(run, staged).await?;
+        let prices = match &previous {
+            Some(tables) => publish::prices(&run.output.child(tables)).await?,
+            None => None,
+        };
         let inputs = targeting::Inputs {
             stamp,
             ads: &ads,
@@ -183,6 +189,7 @@ pub async fn targeting(
             supply: &supply,
             scores: &scores,
             outcomes: &outcomes,
+            prices: prices.as_ref(),
             floor: spec.segments.floor,
         };
         let decided = targeting::decide(&spec.targeting, &inputs)?;

@@ -6,6 +6,7 @@ use arrow::array::{
 use arrow::compute::{cast, take_record_batch};
 use arrow::datatypes::{DataType, Float64Type};
 use chrono::{DateTime, Utc};
+use nightmarket::allocate::tables::NamedPrices;
 use nightmarket::error::{Kind, Result};
 use nightmarket::segments::{self, Segments};
 use nightmarket::targeting::arms::Shares;
@@ -306,6 +307,58 @@ fn what_is_left_to_no_ad_is_no_less_supply_the_next_night() {
 }
 
 #[test]
+fn the_plan_keeps_what_campaigns_ask_for_and_starts_from_yesterdays_prices() {
+    const MINIMUM: f64 = 60.0;
+    let (mut cold, mut warm, mut changed, mut met) = (0, 0, 0, 0);
+    for seed in 0..40 {
+        let mut shop = Shop { converts: true, supply_a_user: 3.0, ..Shop::random(seed, 300, 6, 2, true) };
+        let free = shop.night();
+        shop.campaigns = shop.campaigns.map(|campaigns| {
+            let asked: [(&str, ArrayRef); 3] = [
+                ("target_roi", Arc::new(Float64Array::from(vec![Some(3.0), None]))),
+                ("target_cpa", Arc::new(Float64Array::from(vec![None, Some(40.0)]))),
+                ("min_impressions", Arc::new(Int64Array::from(vec![None, Some(MINIMUM as i64)]))),
+            ];
+            let said = ["campaign_id", "daily_budget", "frequency_cap"].map(|name| (name, campaigns[name].clone()));
+            RecordBatch::try_from_iter(said.into_iter().chain(asked)).unwrap()
+        });
+        let night = shop.night();
+        assert_eq!(shop.check(&night), Vec::<String>::new());
+        let ads = &night.targeting.segment_ads;
+        let campaign_of: BTreeMap<String, &str> = (0..6)
+            .map(|ad| text(&shop.ads, "ad_id", ad))
+            .zip(shop.ads["campaign_id"].as_string::<i32>())
+            .filter_map(|(ad, of)| Some((ad, of?)))
+            .collect();
+        let sum = |campaign: &str, of: &dyn Fn(usize) -> f64| -> f64 {
+            let planned = (0..ads.num_rows()).filter(|row| text(ads, "arm", *row) == "champion");
+            let mine = planned.filter(|row| campaign_of.get(&text(ads, "ad_id", *row)) == Some(&campaign));
+            mine.map(|row| number(ads, "impressions_planned", row) * of(row)).sum()
+        };
+        let conversions = |row: usize| number(ads, "p_click", row) * number(ads, "p_conversion", row);
+        let cost = |row: usize| number(ads, "ecpm", row) / 1000.0;
+        let revenue = sum("k_0", &|row| conversions(row) * number(ads, "value", row));
+        assert!(revenue >= 3.0 * sum("k_0", &cost) - 1e-6, "{seed}");
+        assert!(sum("k_1", &cost) <= 40.0 * sum("k_1", &conversions) + 1e-6, "{seed}");
+        // Whole impressions of six pairs or more lack less than one each.
+        let (planned, asked) = (sum("k_1", &|_| 1.0), MINIMUM * shop.targeting.shares.champion);
+        let lacking = night.targeting.facts.campaigns[1].lacking_impressions;
+        let has_ads = campaign_of.values().any(|campaign| *campaign == "k_1") && night.targeting.facts.campaigns[1].budget > 0.0;
+        assert!(!has_ads || planned + lacking >= asked - 30.0, "{seed}: {planned} {lacking}");
+        met += u64::from(planned >= asked - 1.0);
+        changed += u64::from(free.targeting.segment_ads != *ads);
+
+        shop.prices = Some(night.targeting.facts.prices.clone());
+        let again = shop.night();
+        assert!(again.targeting.facts.certificate.gap <= 1e-4, "{seed}: {:?}", again.targeting.facts.certificate);
+        assert_eq!(again.targeting.segment_ads, shop.shuffled(seed).night().targeting.segment_ads, "{seed}");
+        cold += night.targeting.facts.certificate.iterations;
+        warm += again.targeting.facts.certificate.iterations;
+    }
+    assert!(warm < cold && changed > 3 && met > 5, "{warm} {cold} {changed} {met}");
+}
+
+#[test]
 fn a_segment_below_the_floor_is_refused() {
     let shop = Shop { floor: 1000, ..Shop::random(5, 300, 3, 1, true) };
     let error = shop.try_night().unwrap_err();
@@ -337,6 +390,8 @@ struct Shop {
     conversions: RecordBatch,
     supply_a_user: f64,
     floor: u64,
+    /// Of the night before.
+    prices: Option<NamedPrices>,
 }
 
 #[derive(Debug)]
@@ -424,6 +479,7 @@ impl Shop {
             conversions,
             supply_a_user: if random.random_bool(0.1) { 0.0 } else { random.random_range(0.0..5.0) },
             floor: 50,
+            prices: None,
         }
     }
 
@@ -501,6 +557,7 @@ impl Shop {
             supply: &supply,
             scores: &scores,
             outcomes: &value::outcomes(&self.conversions)?,
+            prices: self.prices.as_ref(),
             floor: self.floor,
         };
         let targeting = targeting::decide(&self.targeting, &inputs)?;
