@@ -139,7 +139,13 @@ async fn night(run: &Run, spec: &Spec, key: &Key, until: Stage, facts: &mut Fact
     }
     let assignment = Assignment::of(&spec.targeting, key);
     let prices = serde_json::from_value(planned.facts["prices"].clone())?;
-    let made = Made { policy_version: &policy_version, origin: &planned.key, assignment: Some(&assignment), prices: Some(&prices) };
+    let made = Made {
+        policy_version: &policy_version,
+        origin: &planned.key,
+        assignment: Some(&assignment),
+        prices: Some(&prices),
+        follows: previous.as_ref(),
+    };
     let written = publish::write(run, &tables, privacy, made).await?;
     facts.written = Some(lineage::written(run, &written));
     let published = match admission.admitted {

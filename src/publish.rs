@@ -4,6 +4,7 @@
 //! going back is a new commit. Whatever becomes the table that serves, new, old or kept, is without the users on the newest suppression
 //! list, and its floors are checked on the bytes that were written.
 
+mod delta;
 mod forget;
 mod gc;
 mod remainder;
@@ -21,6 +22,7 @@ use chrono::NaiveDate;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
+pub use delta::DeltaFacts;
 pub use forget::{Forgotten, forget};
 pub use gc::{Collected, gc};
 
@@ -65,6 +67,8 @@ pub struct PublishFacts {
     pub reason: String,
     /// Rows taken out by the last look at the suppression list.
     pub suppressed_rows: u64,
+    /// Against the table that served before, where there was one.
+    pub delta: Option<DeltaFacts>,
     /// Path, rows and bytes of each file.
     pub files: Vec<PublishedFile>,
 }
@@ -127,6 +131,9 @@ pub struct TablesFacts {
     /// Shadow prices of the plan, from which another night's search may start. Absent in tables of earlier versions.
     #[serde(default)]
     pub prices: Option<NamedPrices>,
+    /// What `delta.parquet` beside the tables holds. Absent where no table served before, and in a copy of an old table.
+    #[serde(default)]
+    pub delta: Option<DeltaFacts>,
 }
 
 const COMMITS: &str = "targeting/_commits";
@@ -174,6 +181,8 @@ pub struct Made<'a> {
     pub origin: &'a str,
     pub assignment: Option<&'a Assignment>,
     pub prices: Option<&'a NamedPrices>,
+    /// The commit whose table the new one follows; none where an old table is written again.
+    pub follows: Option<&'a Commit>,
 }
 
 /// Writes tables under their own immutable folder, suppressed users taken out and with them every segment that they leave below the floor.
@@ -189,6 +198,7 @@ pub async fn write(run: &Run, tables: &Tables, privacy: Privacy<'_>, made: Made<
         "assignment": made.assignment,
         "suppressed": sha256(serde_json::to_string(&names)?.as_bytes()),
         "floor": privacy.floor,
+        "follows": made.follows.map(|commit| &commit.tables),
     });
     run.step(&format!("targeting/tables/dt={}", run.date), &inputs, async |step: &Step| {
         let left = remainder::without(tables, privacy.suppressed, privacy.floor)?;
@@ -196,12 +206,22 @@ pub async fn write(run: &Run, tables: &Tables, privacy: Privacy<'_>, made: Made<
             step.write_table(name, table).await?;
         }
         check_written(step.store(), privacy).await?;
+        let delta = match made.follows {
+            Some(commit) => {
+                let before = run.output.child(&commit.tables).read_parquet("segment_ads.parquet").await?;
+                let delta = delta::delta(&before, &left.segment_ads)?;
+                step.write_table("delta.parquet", &delta).await?;
+                Some(delta::facts(&delta, &commit.policy_version)?)
+            }
+            None => None,
+        };
         Ok(TablesFacts {
             policy_version: made.policy_version.to_owned(),
             run_date: run.date,
             suppressed_rows: rows_of(&tables.user_segments, privacy.suppressed)?,
             assignment: made.assignment.cloned(),
             prices: made.prices.cloned(),
+            delta,
         })
     })
     .await
@@ -289,6 +309,7 @@ impl PublishFacts {
             policy_version: Some(tables.facts.policy_version.clone()),
             reason,
             suppressed_rows: tables.facts.suppressed_rows,
+            delta: tables.facts.delta.clone(),
             files: tables.files.iter().map(file).collect(),
         }
     }
@@ -337,7 +358,7 @@ async fn as_it_may_serve(run: &Run, commit: &Commit, privacy: Privacy<'_>) -> Re
     }
     let TablesFacts { assignment, prices, .. } = facts(&source).await?;
     let (policy_version, origin) = (&commit.policy_version, &commit.manifest_sha256);
-    let made = Made { policy_version, origin, assignment: assignment.as_ref(), prices: prices.as_ref() };
+    let made = Made { policy_version, origin, assignment: assignment.as_ref(), prices: prices.as_ref(), follows: None };
     let copy = write(run, &tables, privacy, made).await?;
     let (tables, manifest) = (format!("targeting/tables/dt={}/{}", run.date, copy.key), copy.store.get(MANIFEST).await?);
     Ok(Commit { tables, manifest_sha256: sha256(&manifest), ..commit.clone() })

@@ -385,11 +385,11 @@ fn release<'a>(
 ) -> Released<'a> {
     let known = |segment: &str| segment == EVERYONE || yesterday.is_some_and(|yesterday| yesterday.contains_key(segment));
     let needed = |segment: &str| if known(segment) { settings.floor } else { settings.enter };
-    let (merged, mut withheld) = merge(inputs, taxonomy, labels, &needed);
+    let (merged, mut withheld) = merge(inputs, taxonomy, labels, needed);
     let labels_of = |user: &str| labels.by_user.get(user).map_or(&[][..], Vec::as_slice);
     let choices: BTreeMap<&str, Choices> = labels.users.iter().map(|user| (*user, merged.choices(taxonomy, labels_of(user)))).collect();
     let ids = choices.iter().map(|(user, choices)| (*user, choices.ids())).collect();
-    let small = too_small(&ids, |user| weight_of(inputs, user), &needed);
+    let small = too_small(&ids, |user| weight_of(inputs, user), needed);
     let of_user = choices.iter().map(|(user, choices)| (*user, choices.left(&small))).filter(|(_, left)| !left.is_empty()).collect();
     withheld.extend(small.iter().filter(|(id, served)| **id != EVERYONE || **served > 0).map(|(id, served)| Withheld {
         segment_id: (*id).to_owned(),

@@ -164,7 +164,8 @@ async fn copy_without(output: &Store, commit: &Commit, privacy: Privacy<'_>, row
     let mut inputs = manifest.inputs;
     inputs["tombstone"] = serde_json::json!({ "of": commit.tables, "rows_removed": rows_removed });
     let (version, git_sha) = (VERSION.to_owned(), GIT_SHA.to_owned());
-    let manifest = Manifest { step: manifest.step, key, inputs, files, facts: manifest.facts, version, git_sha };
+    let facts = TablesFacts { delta: None, ..manifest.facts };
+    let manifest = Manifest { step: manifest.step, key, inputs, files, facts, version, git_sha };
     let bytes = serde_json::to_vec_pretty(&manifest)?;
     let manifest_sha256 = sha256(&bytes);
     copy.put("_manifest.json", bytes.into()).await?;

@@ -6,7 +6,7 @@
 use super::{Tables, recount};
 use crate::error::Result;
 use crate::segments::{full, too_small};
-use arrow::array::{ArrayRef, BooleanArray, Int64Array, RecordBatch, StringArray};
+use arrow::array::{Array, ArrayRef, BooleanArray, Int64Array, RecordBatch, StringArray};
 use arrow::compute::filter_record_batch;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;

@@ -15,6 +15,9 @@ use std::collections::{BTreeMap, HashMap};
 /// P(some ad is shown) at an opportunity of each segment's users, whatever their arm.
 pub type Shown = BTreeMap<String, f64>;
 
+/// The policy version and the segment under which an impression was served, where it was logged.
+type Under<'a> = Option<(&'a str, &'a str)>;
+
 /// Of a segment_ads table whose users were split by `shares`.
 pub fn shown(segment_ads: &RecordBatch, shares: &Shares) -> Result<Shown> {
     let (segments, ads) = (full::<StringArray>(segment_ads, "segment_id")?, full::<StringArray>(segment_ads, "ad_id")?);
@@ -39,12 +42,11 @@ pub fn expected(
     let of_user: HashMap<&str, &str> = users.iter().flatten().zip(segments.iter().flatten()).collect();
     let text = |name: &str| optional_column::<StringArray>(impressions, name);
     let (versions, served_as) = (text("policy_version")?, text("segment_id")?);
-    let of_row = |column: Option<&StringArray>, row: usize| column.filter(|column| column.is_valid(row)).map(|column| column.value(row));
     // Counted first: a sum of floats must not depend on the order of rows.
-    let mut counts: BTreeMap<(&str, Option<(&str, &str)>), u64> = of_user.values().map(|segment| ((*segment, None), 0)).collect();
+    let mut counts: BTreeMap<(&str, Under), u64> = of_user.values().map(|segment| ((*segment, None), 0)).collect();
     for (row, user) in full::<StringArray>(impressions, "user_id")?.iter().enumerate() {
         if let Some(segment) = user.and_then(|user| of_user.get(user)) {
-            *counts.entry((segment, of_row(versions, row).zip(of_row(served_as, row)))).or_default() += 1;
+            *counts.entry((segment, at(versions, row).zip(at(served_as, row)))).or_default() += 1;
         }
     }
     let mut supply: BTreeMap<String, f64> = BTreeMap::new();
@@ -53,4 +55,8 @@ pub fn expected(
         *supply.entry(segment.to_owned()).or_default() += impressions as f64 / shown.unwrap_or(1.0) / days.max(1) as f64;
     }
     Ok(supply)
+}
+
+fn at(column: Option<&StringArray>, row: usize) -> Option<&str> {
+    column.filter(|column| column.is_valid(row)).map(|column| column.value(row))
 }

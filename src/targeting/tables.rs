@@ -106,7 +106,7 @@ pub fn check(tables: &Tables) -> Vec<String> {
         Ok(audiences) => {
             add(&mut found, "segments", check_segments(tables, &audiences));
             for (name, ads, arms) in tables.of_ads() {
-                add(&mut found, name, check_rows(tables, &audiences, ads, arms));
+                add(&mut found, name, check_rows(&audiences, ads, arms));
             }
         }
         Err(error) => found.push(error.to_string()),
@@ -223,7 +223,7 @@ fn check_categories(tables: &Tables, terms: &Terms) -> Result<Vec<String>> {
 }
 
 /// One window of one policy; known segments and arms, each of a table's arms in every segment, ranked and summing to one.
-fn check_rows(tables: &Tables, audiences: &BTreeMap<&str, Audience>, ads: &RecordBatch, arms: &[Arm]) -> Result<Vec<String>> {
+fn check_rows(audiences: &BTreeMap<&str, Audience>, ads: &RecordBatch, arms: &[Arm]) -> Result<Vec<String>> {
     let mut found = Vec::new();
     let columns = Columns::read(ads)?;
     let n = ads.num_rows();

@@ -100,9 +100,12 @@ fn in_rows(bytes: Vec<u8>, text: &str) -> bool {
 #[test]
 fn a_forgotten_user_is_in_no_retained_output_and_the_rest_still_serves() {
     let shop = Shop::served();
-    shop.night(NEXT).expect("the second night runs");
+    let second = shop.night(NEXT).expect("the second night runs").publish.expect("a finding");
     let (before, user) = (shop.history(), somebody(&shop));
     let root = shop.root.join("out");
+    let delta = second.delta.expect("a table served before");
+    let told = block_on(output(&shop).child(&before[1].tables).read_parquet("delta.parquet")).expect("a delta");
+    assert_eq!((delta.against, delta.added + delta.removed + delta.changed), (before[0].policy_version.clone(), told.num_rows() as u64));
     // Somebody's export in the store's root: it goes, and nothing beside it.
     let serving = root.join(&before[1].tables).join("user_segments.parquet");
     std::fs::copy(serving, root.join("export.parquet")).expect("copied");
@@ -132,6 +135,7 @@ fn a_forgotten_user_is_in_no_retained_output_and_the_rest_still_serves() {
         assert!(!root.join(&old.tables).join("_manifest.json").exists(), "the old tables are deleted");
         let manifest = std::fs::read_to_string(root.join(&new.tables).join("_manifest.json")).expect("a manifest");
         assert!(manifest.contains("tombstone"), "{manifest}");
+        assert!(!manifest.contains("delta.parquet"), "a copy follows no table: {manifest}");
         assert!(!sound_users(&shop, new, shop.spec.segments.floor).contains(&user));
     }
     let serving = block_on(Release::read(&output(&shop), None)).expect("reads");
