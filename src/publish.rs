@@ -202,6 +202,10 @@ pub async fn write(run: &Run, tables: &Tables, privacy: Privacy<'_>, made: Made<
     });
     run.step(&format!("targeting/tables/dt={}", run.date), &inputs, async |step: &Step| {
         let left = remainder::without(tables, privacy.suppressed, privacy.floor)?;
+        let withheld = tables.segments.num_rows() - left.segments.num_rows();
+        if withheld > 0 {
+            tracing::warn!(segments = withheld, "without the suppressed, segments are below the floor and withheld");
+        }
         for (name, table) in left.named() {
             step.write_table(name, table).await?;
         }
