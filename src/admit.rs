@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 pub struct Proposal<'a> {
     /// Budgets and caps that the plan breaks, a sentence each.
     pub feasibility: Vec<String>,
-    /// Distinct consenting users of the smallest released segment; none when no segment is released.
+    /// Distinct consenting users whom the smallest released segment serves; none when no segment is released.
     pub smallest_segment: Option<u64>,
     pub floor: u64,
     /// Segment, arm, and what its propensities sum to: [`propensity_sums`].
@@ -30,7 +30,7 @@ pub struct Proposal<'a> {
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
 pub struct Admission {
     pub admitted: bool,
-    /// A released segment is smaller than the privacy floor.
+    /// A released segment serves fewer users than the privacy floor.
     pub floor_broken: bool,
     pub checks: Vec<Check>,
 }
@@ -75,8 +75,8 @@ fn floor(proposal: &Proposal<'_>) -> Check {
     let floor = proposal.floor;
     let (ok, finding) = match proposal.smallest_segment {
         None => (true, "no segment is released".to_owned()),
-        Some(size) if size >= floor => (true, format!("the smallest segment has {size} users, the floor is {floor}")),
-        Some(size) => (false, format!("a segment has {size} users, below the floor of {floor}")),
+        Some(size) if size >= floor => (true, format!("the smallest segment serves {size} users, the floor is {floor}")),
+        Some(size) => (false, format!("a segment serves {size} users, below the floor of {floor}")),
     };
     Check { name: CheckName::Floor, ok, finding }
 }

@@ -18,6 +18,7 @@ mod serving;
 use crate::error::{Error, Result};
 use crate::platform::pseudonym::Key;
 use crate::platform::run::Run;
+use crate::publish::{Made, Privacy};
 use crate::spec::Spec;
 use crate::targeting::arms::Assignment;
 use crate::{admit, dataset, features, ingest, publish, workbench};
@@ -129,7 +130,8 @@ async fn night(run: &Run, spec: &Spec, key: &Key, until: Stage, facts: &mut Fact
         return Ok(());
     }
 
-    let suppressed = ingest::suppressed(run, &staged).await?;
+    let suppressed = ingest::suppressed_on(run, &spec.ingest, key).await?;
+    let privacy = Privacy { suppressed: &suppressed, floor: spec.floor() };
     let tables = serving::tables(&segmented, &planned).await?;
     let shown = serving::impressions_to_measure(run, &staged).await?;
     let off_policy = serving::off_policy(run, spec, &shown, &tables, previous.as_ref()).await?;
@@ -138,12 +140,21 @@ async fn night(run: &Run, spec: &Spec, key: &Key, until: Stage, facts: &mut Fact
         return Err(Error::privacy(admission.objections()).action("see [segments] floor of the job; yesterday's table stays"));
     }
     let assignment = Assignment::of(&spec.targeting, key);
-    let written = publish::write(run, &policy_version, &tables, &suppressed, spec.segments.floor, &planned.key, Some(&assignment)).await?;
+    let prices = serde_json::from_value(planned.facts["prices"].clone())?;
+    let made = Made {
+        policy_version: &policy_version,
+        origin: &planned.key,
+        assignment: Some(&assignment),
+        prices: Some(&prices),
+        follows: previous.as_ref(),
+    };
+    let written = publish::write(run, &tables, privacy, made).await?;
     facts.written = Some(lineage::written(run, &written));
-    facts.publish = Some(match admission.admitted {
+    let published = match admission.admitted {
         true => publish::commit(run, &written, Some(chosen.folder)).await?,
         false => publish::keep(&written, &admission.objections()),
-    });
+    };
+    facts.publish = Some(publish::stay(run, published, privacy).await?);
     facts.deliver = serving::deliver(run, spec).await?;
     facts.admit = Some(admission);
     facts.off_policy = off_policy;

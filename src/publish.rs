@@ -1,24 +1,28 @@
 //! Tonight's tables -> what ad servers read: immutable files, then one create-only commit.
 //!
 //! A reader takes the commit of the highest generation and reads the files it names; so a table appears whole or not at all, and
-//! going back is a new commit. Suppression is applied here again, last, to the rows that are about to be served.
+//! going back is a new commit. Whatever becomes the table that serves, new, old or kept, is without the users on the newest suppression
+//! list, and its floors are checked on the bytes that were written.
 
+mod delta;
 mod forget;
 mod gc;
+mod remainder;
 mod tombstone;
 
+use crate::allocate::tables::NamedPrices;
 use crate::error::{Context, Error, Kind, Result};
 use crate::platform::run::{Done, MANIFEST, Manifest, Run, Step};
 use crate::platform::storage::{Created, FileEntry, Store, sha256};
 use crate::targeting::arms::Assignment;
+use crate::targeting::tables;
 use crate::types::column;
-use arrow::array::{ArrayRef, BooleanArray, Int64Array, RecordBatch, StringArray};
-use arrow::compute::filter_record_batch;
+use arrow::array::{RecordBatch, StringArray};
 use chrono::NaiveDate;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::sync::Arc;
 
+pub use delta::DeltaFacts;
 pub use forget::{Forgotten, forget};
 pub use gc::{Collected, gc};
 
@@ -38,12 +42,19 @@ pub struct Commit {
     pub kind: CommitKind,
 }
 
+impl Commit {
+    /// The name of its tables in a serving store: the key of their folder.
+    pub fn run(&self) -> &str {
+        self.tables.rsplit('/').next().unwrap_or_default()
+    }
+}
+
 #[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "snake_case")]
 pub enum CommitKind {
     Publish,
     Rollback,
-    /// The tables that served, without somebody who must be forgotten.
+    /// The tables that served, without somebody who was forgotten or suppressed.
     Forget,
 }
 
@@ -56,6 +67,8 @@ pub struct PublishFacts {
     pub reason: String,
     /// Rows taken out by the last look at the suppression list.
     pub suppressed_rows: u64,
+    /// Against the table that served before, where there was one.
+    pub delta: Option<DeltaFacts>,
     /// Path, rows and bytes of each file.
     pub files: Vec<PublishedFile>,
 }
@@ -77,6 +90,7 @@ pub enum State {
 }
 
 /// The tables of one night, before they are written.
+#[derive(Debug, PartialEq)]
 pub struct Tables {
     pub segments: RecordBatch,
     pub user_segments: RecordBatch,
@@ -114,6 +128,12 @@ pub struct TablesFacts {
     /// Absent in tables of earlier versions.
     #[serde(default)]
     pub assignment: Option<Assignment>,
+    /// Shadow prices of the plan, from which another night's search may start. Absent in tables of earlier versions.
+    #[serde(default)]
+    pub prices: Option<NamedPrices>,
+    /// What `delta.parquet` beside the tables holds. Absent where no table served before, and in a copy of an old table.
+    #[serde(default)]
+    pub delta: Option<DeltaFacts>,
 }
 
 const COMMITS: &str = "targeting/_commits";
@@ -144,60 +164,94 @@ pub async fn previous(output: &Store, date: NaiveDate) -> Result<Option<Commit>>
     Ok(history(output).await?.into_iter().take_while(|commit| commit.run_date < date).last())
 }
 
-/// Writes tables under their own immutable folder, suppressed users taken out. Nothing is visible yet. `origin` is the key of what
-/// the tables were made of.
+/// What must hold of a table that serves.
+#[derive(Clone, Copy, Debug)]
+pub struct Privacy<'a> {
+    /// Pseudonyms on the newest suppression list.
+    pub suppressed: &'a HashSet<String>,
+    /// Fewest users whom a segment may serve; `None` where rows belong to no persons.
+    pub floor: Option<u64>,
+}
+
+/// How tables came about.
+#[derive(Clone, Copy, Debug)]
+pub struct Made<'a> {
+    pub policy_version: &'a str,
+    /// The key of what they were made of.
+    pub origin: &'a str,
+    pub assignment: Option<&'a Assignment>,
+    pub prices: Option<&'a NamedPrices>,
+    /// The commit whose table the new one follows; none where an old table is written again.
+    pub follows: Option<&'a Commit>,
+}
+
+/// Writes tables under their own immutable folder, suppressed users taken out and with them every segment that they leave below the floor.
+/// Nothing is visible yet.
 ///
 /// # Errors
-/// `Privacy` when the users who are left are fewer than `floor` in some segment.
-pub async fn write(
-    run: &Run,
-    policy_version: &str,
-    tables: &Tables,
-    suppressed: &HashSet<String>,
-    floor: u64,
-    origin: &str,
-    assignment: Option<&Assignment>,
-) -> Result<Done<TablesFacts>> {
-    let names: BTreeSet<&String> = suppressed.iter().collect();
+/// `Privacy` when what was written breaks a rule.
+pub async fn write(run: &Run, tables: &Tables, privacy: Privacy<'_>, made: Made<'_>) -> Result<Done<TablesFacts>> {
+    let names: BTreeSet<&String> = privacy.suppressed.iter().collect();
     let inputs = serde_json::json!({
-        "policy_version": policy_version,
-        "origin": origin,
-        "assignment": assignment,
+        "policy_version": made.policy_version,
+        "origin": made.origin,
+        "assignment": made.assignment,
         "suppressed": sha256(serde_json::to_string(&names)?.as_bytes()),
+        "floor": privacy.floor,
+        "follows": made.follows.map(|commit| &commit.tables),
     });
     run.step(&format!("targeting/tables/dt={}", run.date), &inputs, async |step: &Step| {
-        let user_segments = without(&tables.user_segments, suppressed)?;
-        let suppressed_rows = (tables.user_segments.num_rows() - user_segments.num_rows()) as u64;
-        let segments = match suppressed_rows {
-            0 => tables.segments.clone(),
-            _ => recounted(&tables.segments, &user_segments, floor)?,
-        };
-        let (segment_ads, shadow_ads) = (tables.segment_ads.clone(), tables.shadow_ads.clone());
-        for (name, table) in (Tables { segments, user_segments, segment_ads, shadow_ads }).named() {
+        let left = remainder::without(tables, privacy.suppressed, privacy.floor)?;
+        let withheld = tables.segments.num_rows() - left.segments.num_rows();
+        if withheld > 0 {
+            tracing::warn!(segments = withheld, "without the suppressed, segments are below the floor and withheld");
+        }
+        for (name, table) in left.named() {
             step.write_table(name, table).await?;
         }
-        let assignment = assignment.cloned();
-        Ok(TablesFacts { policy_version: policy_version.to_owned(), run_date: run.date, suppressed_rows, assignment })
+        check_written(step.store(), privacy).await?;
+        let delta = match made.follows {
+            Some(commit) => {
+                let before = run.output.child(&commit.tables).read_parquet("segment_ads.parquet").await?;
+                let delta = delta::delta(&before, &left.segment_ads)?;
+                step.write_table("delta.parquet", &delta).await?;
+                Some(delta::facts(&delta, &commit.policy_version)?)
+            }
+            None => None,
+        };
+        Ok(TablesFacts {
+            policy_version: made.policy_version.to_owned(),
+            run_date: run.date,
+            suppressed_rows: rows_of(&tables.user_segments, privacy.suppressed)?,
+            assignment: made.assignment.cloned(),
+            prices: made.prices.cloned(),
+            delta,
+        })
     })
     .await
 }
 
-fn without(rows: &RecordBatch, suppressed: &HashSet<String>) -> Result<RecordBatch> {
-    let users = column::<StringArray>(rows, "user_id")?;
-    let keep: BooleanArray = users.iter().map(|user| Some(user.is_some_and(|user| !suppressed.contains(user)))).collect();
-    Ok(filter_record_batch(rows, &keep)?)
+/// Rows about some users.
+fn rows_of(user_segments: &RecordBatch, users: &HashSet<String>) -> Result<u64> {
+    Ok(column::<StringArray>(user_segments, "user_id")?.iter().flatten().filter(|user| users.contains(*user)).count() as u64)
 }
 
-/// The segments with the sizes of those who are left.
-fn recounted(segments: &RecordBatch, user_segments: &RecordBatch, floor: u64) -> Result<RecordBatch> {
-    let left = recount(user_segments)?;
-    if let Some((id, users)) = left.iter().find(|(_, users)| users.unsigned_abs() < floor) {
-        return Err(Error::privacy(format_args!(
-            "without the suppressed, segment {id} has {users} users, fewer than the floor of {floor}"
-        ))
-        .action("publish a new night instead: it forms its segments anew"));
+/// Reads written tables as a stranger would: nobody in them is suppressed, and they break none of their own rules.
+async fn check_written(folder: &Store, privacy: Privacy<'_>) -> Result<()> {
+    let written = Tables::read(folder).await?;
+    let mut broken = match rows_of(&written.user_segments, privacy.suppressed)? {
+        0 => Vec::new(),
+        rows => vec![format!("{rows} rows are of suppressed users")],
+    };
+    if let Some(floor) = privacy.floor {
+        let Tables { segments, user_segments, segment_ads, shadow_ads } = &written;
+        broken.extend(tables::check(&tables::Tables { segments, user_segments, segment_ads, shadow_ads, weights: None, floor }));
     }
-    resized(segments, &left)
+    match broken.first() {
+        None => Ok(()),
+        Some(first) => Err(Error::privacy(format_args!("{}: {first}", folder.locate("")))
+            .action("this table must not serve and does not; tell the engineers, and see [segments] floor of the job")),
+    }
 }
 
 /// Users by segment.
@@ -205,15 +259,6 @@ fn recount(user_segments: &RecordBatch) -> Result<BTreeMap<&str, i64>> {
     let mut users: BTreeMap<&str, i64> = BTreeMap::new();
     column::<StringArray>(user_segments, "segment_id")?.iter().flatten().for_each(|id| *users.entry(id).or_default() += 1);
     Ok(users)
-}
-
-fn resized(segments: &RecordBatch, left: &BTreeMap<&str, i64>) -> Result<RecordBatch> {
-    let sizes = column::<StringArray>(segments, "segment_id")?.iter().map(|id| left.get(id.unwrap_or_default()).copied().unwrap_or(0));
-    let sizes: ArrayRef = Arc::new(Int64Array::from_iter_values(sizes));
-    let place = segments.schema().index_of("size_released")?;
-    let mut columns = segments.columns().to_vec();
-    columns[place] = sizes;
-    Ok(RecordBatch::try_new(segments.schema(), columns)?)
 }
 
 /// Makes written tables the ones that ad servers read.
@@ -253,7 +298,7 @@ pub async fn commit(run: &Run, tables: &Done<TablesFacts>, model: Option<String>
     Ok(facts)
 }
 
-/// The serving table stays; tonight's stands beside it, for people to look at.
+/// The table that serves stays; tonight's stands beside it, for people to look at.
 pub fn keep(tables: &Done<TablesFacts>, reason: &str) -> PublishFacts {
     tracing::warn!(reason, "tonight's table is not published");
     PublishFacts::of(tables, State::Kept, reason.to_owned())
@@ -268,6 +313,7 @@ impl PublishFacts {
             policy_version: Some(tables.facts.policy_version.clone()),
             reason,
             suppressed_rows: tables.facts.suppressed_rows,
+            delta: tables.facts.delta.clone(),
             files: tables.files.iter().map(file).collect(),
         }
     }
@@ -281,27 +327,45 @@ async fn create(output: &Store, commit: &Commit) -> Result<()> {
     }
 }
 
-/// Serves an earlier table again: its commit is repeated as a new one, over a copy without the users on today's suppression list
-/// when that list names one of them.
-pub async fn rollback(run: &Run, to: &str, suppressed: &HashSet<String>, floor: u64) -> Result<Commit> {
+/// After a night that published nothing: the table that goes on serving is served without who was suppressed since it was committed.
+pub async fn stay(run: &Run, facts: PublishFacts, privacy: Privacy<'_>) -> Result<PublishFacts> {
+    let Some(head) = history(&run.output).await?.pop().filter(|_| facts.state != State::Published) else { return Ok(facts) };
+    let served = as_it_may_serve(run, &head, privacy).await?;
+    if served.tables == head.tables {
+        return Ok(facts);
+    }
+    let commit = Commit { generation: head.generation + 1, kind: CommitKind::Forget, ..served };
+    create(&run.output, &commit).await?;
+    let reason = format!("{}; generation {} serves what stays, without those suppressed since", facts.reason, commit.generation);
+    Ok(PublishFacts { reason, ..facts })
+}
+
+/// Serves an earlier table again: its commit is repeated as a new one, over a copy where the table may not serve as it is.
+pub async fn rollback(run: &Run, to: &str, privacy: Privacy<'_>) -> Result<Commit> {
     let commits = history(&run.output).await?;
     let head = commits.last().ok_or_else(|| Error::usage("nothing was ever published"))?;
-    let wanted = find(&commits, to)?;
-    let source = run.output.child(&wanted.tables);
-    verify(&source, wanted).await?;
-    let user_segments = source.read_parquet("user_segments.parquet").await?;
-    let filtered = without(&user_segments, suppressed)?;
-    let mut commit = Commit { generation: head.generation + 1, kind: CommitKind::Rollback, ..wanted.clone() };
-    if filtered.num_rows() < user_segments.num_rows() {
-        let tables = Tables::read(&source).await?;
-        let assignment = facts(&source).await?.assignment;
-        let origin = &wanted.manifest_sha256;
-        let copy = write(run, &wanted.policy_version, &tables, suppressed, floor, origin, assignment.as_ref()).await?;
-        commit.tables = format!("targeting/tables/dt={}/{}", run.date, copy.key);
-        commit.manifest_sha256 = sha256(&copy.store.get(MANIFEST).await?);
-    }
+    let served = as_it_may_serve(run, find(&commits, to)?, privacy).await?;
+    let commit = Commit { generation: head.generation + 1, kind: CommitKind::Rollback, ..served };
     create(&run.output, &commit).await?;
     Ok(commit)
+}
+
+/// A commit that names its tables, or a copy of them: without those whom today's list suppresses, and without what that leaves below the
+/// floor.
+async fn as_it_may_serve(run: &Run, commit: &Commit, privacy: Privacy<'_>) -> Result<Commit> {
+    let source = run.output.child(&commit.tables);
+    verify(&source, commit).await?;
+    let tables = Tables::read(&source).await?;
+    if remainder::without(&tables, privacy.suppressed, privacy.floor)? == tables {
+        check_written(&source, privacy).await?;
+        return Ok(commit.clone());
+    }
+    let TablesFacts { assignment, prices, .. } = facts(&source).await?;
+    let (policy_version, origin) = (&commit.policy_version, &commit.manifest_sha256);
+    let made = Made { policy_version, origin, assignment: assignment.as_ref(), prices: prices.as_ref(), follows: None };
+    let copy = write(run, &tables, privacy, made).await?;
+    let (tables, manifest) = (format!("targeting/tables/dt={}/{}", run.date, copy.key), copy.store.get(MANIFEST).await?);
+    Ok(Commit { tables, manifest_sha256: sha256(&manifest), ..commit.clone() })
 }
 
 /// Who is in which arm of the tables in a folder.
@@ -313,6 +377,11 @@ pub async fn assignment(tables: &Store) -> Result<Assignment> {
         Error::usage(format_args!("{} does not tell the arms of its table", tables.locate(MANIFEST)))
             .action("name the job that published it: --job jobs/shop.toml")
     })
+}
+
+/// The shadow prices of the plan in a folder of published tables, where they were kept.
+pub async fn prices(tables: &Store) -> Result<Option<NamedPrices>> {
+    Ok(facts(tables).await?.prices)
 }
 
 async fn facts(tables: &Store) -> Result<TablesFacts> {

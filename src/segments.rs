@@ -5,6 +5,9 @@
 //! and an id that the category table does not know never become a label. A segment below the floor of distinct eligible users
 //! is merged into its parent, up to the root, and only there dropped. Every eligible user is also in `everyone`, ranked last.
 //!
+//! Serving sees a user's first segment alone, so the floor holds for these users, too: a segment that would serve fewer is withheld,
+//! and whom it served is served by the next of their labels, by a segment above these, by `everyone`, or by none.
+//!
 //! Nothing here is specific to tonight: a segment's id is its category's, so that it means the same tomorrow.
 
 use crate::error::{Error, Result};
@@ -20,7 +23,7 @@ use std::sync::Arc;
 pub struct Settings {
     /// Interest labels a user may carry. More: wider segments of weaker interest.
     pub labels_per_user: usize,
-    /// Distinct users that a segment must keep to stay released. Never below 50: smaller crowds hide nobody.
+    /// Distinct users that a segment must serve to stay released. Never below 50: smaller crowds hide nobody.
     pub floor: u64,
     /// Distinct users that a new segment needs; above `floor`, so that a segment at the edge does not come and go.
     pub enter: u64,
@@ -114,6 +117,7 @@ pub struct SegmentFacts {
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
 pub struct Withheld {
     pub segment_id: String,
+    /// Its users, or those whom it would serve: what there were too few of.
     pub size: u64,
     /// The parent that took its users; absent when they were dropped.
     pub merged_into: Option<String>,
@@ -134,7 +138,7 @@ pub fn segment(settings: &Settings, inputs: &Inputs) -> Result<Segments> {
     let labels = Labels::read(settings, inputs, &taxonomy)?;
     let yesterday = inputs.previous.map(members).transpose()?;
     let released = release(settings, inputs, &taxonomy, &labels, yesterday.as_ref());
-    let user_segments = released.user_segments(&labels)?;
+    let user_segments = released.user_segments()?;
     let segments = released.segments(inputs, &taxonomy, &labels, yesterday.as_ref());
     let known = segments.iter().filter_map(|segment| Some((segment.stability?, segment.size_released as f64)));
     let (weighted, weight) = known.fold((0.0, 0.0), |(sum, total), (stability, size)| (sum + stability * size, total + size));
@@ -365,17 +369,13 @@ impl<'a> Labels<'a> {
 
 // --------------------------------------------------------------------------------------------------------------------- floor
 
-/// What may be released.
+/// What may be released, by user: id and score of each segment, best first; nobody without one.
 struct Released<'a> {
-    /// Users by category.
-    members: BTreeMap<&'a str, BTreeSet<&'a str>>,
-    /// Where the users of a category that is not released went.
-    goes_to: BTreeMap<&'a str, Option<&'a str>>,
-    everyone: bool,
+    of_user: BTreeMap<&'a str, Vec<(String, f64)>>,
     withheld: Vec<Withheld>,
 }
 
-/// Applies the floor from the leaves to the root: a parent is judged with the users that its small children brought it.
+/// The floor of a segment's users, from the leaves to the root, and then that of the users whom it serves.
 fn release<'a>(
     settings: &Settings,
     inputs: &Inputs<'a>,
@@ -383,6 +383,38 @@ fn release<'a>(
     labels: &Labels<'a>,
     yesterday: Option<&BTreeMap<&str, HashSet<&str>>>,
 ) -> Released<'a> {
+    let known = |segment: &str| segment == EVERYONE || yesterday.is_some_and(|yesterday| yesterday.contains_key(segment));
+    let needed = |segment: &str| if known(segment) { settings.floor } else { settings.enter };
+    let (merged, mut withheld) = merge(inputs, taxonomy, labels, needed);
+    let labels_of = |user: &str| labels.by_user.get(user).map_or(&[][..], Vec::as_slice);
+    let choices: BTreeMap<&str, Choices> = labels.users.iter().map(|user| (*user, merged.choices(taxonomy, labels_of(user)))).collect();
+    let ids = choices.iter().map(|(user, choices)| (*user, choices.ids())).collect();
+    let small = too_small(&ids, |user| weight_of(inputs, user), needed);
+    let of_user = choices.iter().map(|(user, choices)| (*user, choices.left(&small))).filter(|(_, left)| !left.is_empty()).collect();
+    withheld.extend(small.iter().filter(|(id, served)| **id != EVERYONE || **served > 0).map(|(id, served)| Withheld {
+        segment_id: (*id).to_owned(),
+        size: *served,
+        merged_into: None,
+        reason: format!("it would serve {served} users, fewer than {}", needed(id)),
+    }));
+    withheld.sort_by(|a, b| a.segment_id.cmp(&b.segment_id));
+    Released { of_user, withheld }
+}
+
+/// Categories with enough users, those counted that small children brought.
+struct Merged<'a> {
+    /// The segment of each.
+    ids: BTreeMap<&'a str, String>,
+    /// Where the users of a small category went.
+    goes_to: BTreeMap<&'a str, Option<&'a str>>,
+}
+
+fn merge<'a>(
+    inputs: &Inputs<'a>,
+    taxonomy: &Taxonomy<'a>,
+    labels: &Labels<'a>,
+    needed: impl Fn(&str) -> u64,
+) -> (Merged<'a>, Vec<Withheld>) {
     let mut members: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
     for (user, labels) in &labels.by_user {
         for label in labels {
@@ -391,38 +423,108 @@ fn release<'a>(
     }
     let mut leaves_first: Vec<(&str, usize)> = taxonomy.paths.iter().map(|(id, path)| (*id, path.len())).collect();
     leaves_first.sort_by(|(a, depth_a), (b, depth_b)| depth_b.cmp(depth_a).then(a.cmp(b)));
-    let mut goes_to = BTreeMap::new();
+    let mut merged = Merged { ids: BTreeMap::new(), goes_to: BTreeMap::new() };
     let mut withheld = Vec::new();
     for (category, _) in leaves_first {
-        let Some(users) = members.get(category) else { continue };
+        let Some(users) = members.remove(category) else { continue };
         let segment_id = segment_id(category);
-        let known = yesterday.is_some_and(|yesterday| yesterday.contains_key(segment_id.as_str()));
-        let (needed, what) = if known { (settings.floor, "the floor of") } else { (settings.enter, "a new segment's") };
-        let size = weight(inputs, users);
+        let (size, needed) = (weight(inputs, &users), needed(&segment_id));
         if size >= needed {
+            merged.ids.insert(category, segment_id);
             continue;
         }
-        let users = members.remove(category).unwrap_or_default();
         let parent = taxonomy.parent(category);
         if let Some(parent) = parent {
             members.entry(parent).or_default().extend(users);
         }
-        goes_to.insert(category, parent);
-        withheld.push(Withheld {
-            segment_id,
-            size,
-            merged_into: parent.map(self::segment_id),
-            reason: format!("{size} users are below {what} {needed}"),
-        });
+        merged.goes_to.insert(category, parent);
+        let merged_into = parent.map(self::segment_id);
+        withheld.push(Withheld { segment_id, size, merged_into, reason: format!("{size} users are fewer than {needed}") });
     }
-    let everybody = weight(inputs, &labels.users);
-    let everyone = everybody >= settings.floor;
-    if !everyone && everybody > 0 {
-        let reason = format!("{everybody} users are below the floor of {}", settings.floor);
-        withheld.push(Withheld { segment_id: EVERYONE.into(), size: everybody, merged_into: None, reason });
+    (merged, withheld)
+}
+
+impl<'a> Merged<'a> {
+    /// The category that a label's users are found under, if it has enough of them.
+    fn home(&self, category: &'a str) -> Option<&'a str> {
+        let mut category = category;
+        while let Some(next) = self.goes_to.get(category) {
+            category = (*next)?;
+        }
+        Some(category)
     }
-    withheld.sort_by(|a, b| a.segment_id.cmp(&b.segment_id));
-    Released { members, goes_to, everyone, withheld }
+
+    fn choices(&self, taxonomy: &Taxonomy<'a>, labels: &[Label<'a>]) -> Choices<'_> {
+        let homes = labels.iter().filter_map(|label| Some((self.home(label.category)?, label.score)));
+        let mut choices = Choices::default();
+        for (home, score) in homes {
+            // Two labels may meet in one parent: the better rank stays.
+            choices.add(&self.ids[home], score);
+        }
+        choices.own = choices.all.len();
+        for label in labels {
+            for id in taxonomy.paths[label.category].iter().rev().filter_map(|category| self.ids.get(category)) {
+                choices.add(id, label.score);
+            }
+        }
+        choices
+    }
+}
+
+/// The segments in which a user could be, best first.
+#[derive(Default)]
+struct Choices<'a> {
+    /// Id and score.
+    all: Vec<(&'a str, f64)>,
+    /// How many of them are of the user's own labels; the rest lie above these and stand in for them where none is left.
+    own: usize,
+}
+
+impl<'a> Choices<'a> {
+    fn add(&mut self, id: &'a str, score: f64) {
+        if self.all.iter().all(|(other, _)| *other != id) {
+            self.all.push((id, score));
+        }
+    }
+
+    fn ids(&self) -> Vec<&'a str> {
+        self.all.iter().map(|(id, _)| *id).chain([EVERYONE]).collect()
+    }
+
+    fn left(&self, withheld: &BTreeMap<&str, u64>) -> Vec<(String, f64)> {
+        let stays = |choice: &&(&str, f64)| !withheld.contains_key(choice.0);
+        let (own, above) = self.all.split_at(self.own);
+        let mut left: Vec<&(&str, f64)> = own.iter().filter(stays).collect();
+        if left.is_empty() {
+            left.extend(above.iter().find(stays));
+        }
+        left.into_iter().chain(Some(&(EVERYONE, 1.0)).filter(stays)).map(|(id, score)| ((*id).to_owned(), *score)).collect()
+    }
+}
+
+/// The segments that would serve fewer users than they need, when everybody is served by the first that is left of their choices; each
+/// with how many. They are found one after the other, the smallest first and `everyone` last, for each adds to those that are left.
+pub(crate) fn too_small<'a>(
+    choices: &BTreeMap<&'a str, Vec<&'a str>>,
+    weight: impl Fn(&str) -> u64,
+    needed: impl Fn(&str) -> u64,
+) -> BTreeMap<&'a str, u64> {
+    let mut serves: BTreeMap<&str, (u64, Vec<&str>)> = choices.values().flatten().map(|id| (*id, Default::default())).collect();
+    let mut unserved: Vec<&str> = choices.keys().copied().collect();
+    let mut found = BTreeMap::new();
+    loop {
+        for user in unserved {
+            if let Some(id) = choices[user].iter().find(|id| serves.contains_key(*id)) {
+                let (served, users) = serves.get_mut(id).expect("a segment that is left");
+                *served += weight(user);
+                users.push(user);
+            }
+        }
+        let small = serves.iter().filter(|(id, (served, _))| *served < needed(id)).map(|(id, (served, _))| (*id == EVERYONE, *served, *id));
+        let Some((_, served, id)) = small.min() else { return found };
+        found.insert(id, served);
+        unserved = serves.remove(id).map(|(_, users)| users).unwrap_or_default();
+    }
 }
 
 /// The same id every night.
@@ -436,35 +538,21 @@ pub fn category_of(segment_id: &str) -> Option<&str> {
 }
 
 fn weight<'a>(inputs: &Inputs, users: impl IntoIterator<Item = &'a &'a str>) -> u64 {
-    users.into_iter().map(|user| inputs.weights.map_or(1, |weights| weights.get(*user).copied().unwrap_or(0))).sum()
+    users.into_iter().map(|user| weight_of(inputs, user)).sum()
 }
 
-impl<'a> Released<'a> {
-    /// The released category that a label's users are found under.
-    fn home(&self, category: &'a str) -> Option<&'a str> {
-        let mut category = category;
-        while let Some(next) = self.goes_to.get(category) {
-            category = (*next)?;
-        }
-        Some(category)
-    }
+fn weight_of(inputs: &Inputs, user: &str) -> u64 {
+    inputs.weights.map_or(1, |weights| weights.get(user).copied().unwrap_or(0))
+}
 
-    fn user_segments(&self, labels: &Labels<'a>) -> Result<RecordBatch> {
+impl Released<'_> {
+    fn user_segments(&self) -> Result<RecordBatch> {
         let (mut users, mut segments, mut scores, mut ranks) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        for user in &labels.users {
-            let mut found: Vec<(&str, f64)> = Vec::new();
-            for label in labels.by_user.get(user).into_iter().flatten() {
-                // Two labels may meet in one parent: the better rank stays.
-                if let Some(home) = self.home(label.category).filter(|home| found.iter().all(|(other, _)| other != home)) {
-                    found.push((home, label.score));
-                }
-            }
-            let interests = found.into_iter().map(|(category, score)| (segment_id(category), score));
-            let rule = self.everyone.then(|| (EVERYONE.to_owned(), 1.0));
-            for ((segment, score), rank) in interests.chain(rule).zip(1i64..) {
+        for (user, of_user) in &self.of_user {
+            for ((segment, score), rank) in of_user.iter().zip(1i64..) {
                 users.push(*user);
-                segments.push(segment);
-                scores.push(score);
+                segments.push(segment.as_str());
+                scores.push(*score);
                 ranks.push(rank);
             }
         }
@@ -496,34 +584,33 @@ impl<'a> Released<'a> {
             let both = today.iter().filter(|user| yesterday.contains(*user)).count();
             Some(both as f64 / (today.len() + yesterday.len() - both) as f64)
         };
-        let interest = |(category, users): (&&str, &BTreeSet<&str>)| {
-            let segment_id = segment_id(category);
+        let mut members: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+        for (user, of_user) in &self.of_user {
+            for (id, _) in of_user {
+                members.entry(id).or_default().insert(user);
+            }
+        }
+        let segment = |(id, users): (&str, BTreeSet<&str>)| {
+            let of_all = SegmentFacts {
+                segment_id: id.to_owned(),
+                label: id.to_owned(),
+                path: id.to_owned(),
+                kind: "rule".into(),
+                size: weight(inputs, &labels.users),
+                size_released: weight(inputs, &users),
+                stability: stability(id, &users),
+            };
+            let Some(category) = category_of(id) else { return of_all };
             let names: Vec<&str> = taxonomy.paths[category].iter().map(|id| taxonomy.name(id)).collect();
             SegmentFacts {
                 label: taxonomy.name(category).to_owned(),
                 path: names.join(" > "),
                 kind: "interest".into(),
                 size: reach.get(category).copied().unwrap_or(0),
-                size_released: weight(inputs, users),
-                stability: stability(&segment_id, users),
-                segment_id,
+                ..of_all
             }
         };
-        let mut segments: Vec<SegmentFacts> = self.members.iter().map(interest).collect();
-        if self.everyone {
-            let size = weight(inputs, &labels.users);
-            segments.push(SegmentFacts {
-                segment_id: EVERYONE.into(),
-                label: EVERYONE.into(),
-                path: EVERYONE.into(),
-                kind: "rule".into(),
-                size,
-                size_released: size,
-                stability: stability(EVERYONE, &labels.users),
-            });
-        }
-        segments.sort_by(|a, b| a.segment_id.cmp(&b.segment_id));
-        segments
+        members.into_iter().map(segment).collect()
     }
 }
 
@@ -645,9 +732,10 @@ mod tests {
         let segments = run(&rows, None, None);
         assert_eq!(of_user(&segments.labels_before_floor, "u_0003", "category_id"), ["boots", "sneakers"]);
         assert_eq!(of_user(&segments.labels_before_floor, "u_0003", "label"), ["Boots", "运动鞋"]);
-        assert_eq!(of_user(&segments.user_segments, "u_0003", "segment_id"), ["interest:boots", "interest:sneakers", "everyone"]);
+        // Nobody's first segment is sneakers, nor everyone: they would serve nobody.
+        assert_eq!(of_user(&segments.user_segments, "u_0003", "segment_id"), ["interest:boots"]);
         assert_eq!(column::<Float64Array>(&segments.user_segments, "score").unwrap().value(0), 0.3);
-        assert_eq!(segments.facts.segments[1].path, "鞋子 > Boots");
+        assert_eq!(segments.facts.segments[0].path, "鞋子 > Boots");
     }
 
     #[test]
@@ -660,7 +748,7 @@ mod tests {
         let labels = column::<StringArray>(&segments.labels_before_floor, "category_id").unwrap();
         assert!(labels.iter().all(|label| label == Some("phones")));
         assert_eq!((segments.facts.sensitive_categories, segments.facts.unknown_categories), (5, 1));
-        assert_eq!(segments.facts.segments.len(), 2);
+        assert_eq!(segments.facts.segments.len(), 1);
     }
 
     #[test]
@@ -685,16 +773,39 @@ mod tests {
 
         rows.extend(users(59, 61, "boots", 1.0));
         let segments = run(&rows, None, None);
-        assert_eq!(of_user(&segments.user_segments, "u_0020", "segment_id"), ["interest:shoes", "everyone"]);
+        assert_eq!(of_user(&segments.user_segments, "u_0020", "segment_id"), ["interest:shoes"]);
         let shoes = segments.facts.segments.iter().find(|it| it.segment_id == "interest:shoes").unwrap();
         assert_eq!((shoes.size, shoes.size_released), (61, 61));
+    }
+
+    #[test]
+    fn a_segment_that_would_serve_few_is_withheld_and_its_users_are_served_by_the_next_one() {
+        // Sneakers have 120 users and are the first of 3; boots are the first of 62, and of 2 more who would have sneakers first.
+        let mut rows = users(0, 120, "sneakers", 1.0);
+        rows.extend(users(3, 120, "phones", 2.0));
+        rows.extend(users(0, 2, "boots", 0.5));
+        rows.extend(users(200, 262, "boots", 0.5));
+        let segments = run(&rows, None, None);
+        let served: Vec<_> =
+            ["u_0000", "u_0002", "u_0003", "u_0200"].map(|user| of_user(&segments.user_segments, user, "segment_id")).into();
+        // Nothing is left for the third: everyone would serve one user.
+        assert_eq!(served, [vec!["interest:boots"], vec![], vec!["interest:phones"], vec!["interest:boots"]]);
+        let withheld: Vec<_> = segments.facts.withheld.iter().map(|it| (it.segment_id.as_str(), it.size)).collect();
+        assert_eq!(withheld, [(EVERYONE, 1), ("interest:sneakers", 3)]);
+        assert_eq!(segments.facts.users_released, 120 - 1 + 62);
+
+        // Above sneakers lie shoes, once they have users of their own.
+        rows.extend(users(300, 370, "shoes", 1.0));
+        let segments = run(&rows, None, None);
+        assert_eq!(of_user(&segments.user_segments, "u_0002", "segment_id"), ["interest:shoes"]);
+        assert_eq!(segments.facts.withheld.iter().map(|it| it.segment_id.as_str()).collect::<Vec<_>>(), ["interest:sneakers"]);
     }
 
     #[test]
     fn a_segment_of_yesterday_stays_down_to_the_floor() {
         let rows = users(0, 55, "phones", 1.0);
         let yesterday = run(&users(5, 65, "phones", 1.0), None, None);
-        assert_eq!(of_user(&yesterday.user_segments, "u_0005", "segment_id"), ["interest:phones", "everyone"]);
+        assert_eq!(of_user(&yesterday.user_segments, "u_0005", "segment_id"), ["interest:phones"]);
         let tonight = run(&rows, None, Some(&yesterday.user_segments));
         let phones = tonight.facts.segments.iter().find(|it| it.segment_id == "interest:phones").unwrap();
         assert_eq!(phones.stability, Some(50.0 / 65.0));
@@ -751,9 +862,9 @@ mod tests {
     #[test]
     fn one_primary_segment_a_user() {
         let mut rows = users(0, 70, "phones", 1.0);
-        rows.extend(users(0, 90, "boots", 0.5));
+        rows.extend(users(0, 130, "boots", 0.5));
         let primary = primary_users(&run(&rows, None, None).user_segments).unwrap();
-        assert_eq!(primary.num_rows(), 90);
+        assert_eq!(primary.num_rows(), 130);
         assert_eq!(of_user(&primary, "u_0001", "segment_id"), ["interest:phones"]);
         assert_eq!(of_user(&primary, "u_0080", "segment_id"), ["interest:boots"]);
     }

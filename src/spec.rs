@@ -90,6 +90,11 @@ impl Spec {
         self.job().map(drop)
     }
 
+    /// Fewest users whom a segment may serve; `None` where rows belong to no persons.
+    pub fn floor(&self) -> Option<u64> {
+        (self.ingest.consent == ingest::Consent::Required).then_some(self.segments.floor)
+    }
+
     /// What every stage must know of the job.
     pub fn job(&self) -> Result<Job> {
         let timezone = self.timezone.parse().map_err(|_| Error::usage(format_args!("timezone {} is not an IANA name", self.timezone)))?;

@@ -1,7 +1,8 @@
 //! A plan in words that a marketer can argue with: what holds each ad back, what more money would bring, and the smallest change that
 //! lets every ad have its minimum.
 
-use super::{Plan, Problem, Totals};
+use super::{Plan, Problem, allocate};
+use crate::error::Result;
 use serde::{Deserialize, Serialize};
 
 /// What keeps an ad from having more.
@@ -134,36 +135,79 @@ pub fn sensitivity(problem: &Problem, plan: &Plan, ad: usize) -> Sensitivity {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Mending {
     pub ad: usize,
-    /// The minimum is reached when it is lowered by so many impressions. No other plan is short by much less in sum: the penalty is
-    /// dearer than what any impression brings.
+    /// The minimum is reached when it is lowered by so many impressions. No other plan is short by less in sum.
     pub lower_minimum_by: f64,
-    /// Or when the ad gets so much more money, in micro-units; none where caps and supply leave no room or money is not what lacks.
+    /// Or when the ad gets so much more money, in micro-units; none where caps and supply leave no room, where its group has no more
+    /// money, or where money is not what lacks.
     pub raise_budget_by: Option<f64>,
 }
 
-/// For each ad that is short.
-pub fn mendings(problem: &Problem, plan: &Plan) -> Vec<Mending> {
-    let totals = problem.totals(&plan.x);
-    let taken = problem.taken(&plan.x);
-    let short = |ad: &usize| problem.minimum[*ad] - totals[*ad].impressions > 1e-6 * problem.minimum[*ad];
+/// The least by which the minima of an infeasible plan must be lowered in sum, by ad. The plan itself may be short by more: the money of
+/// a group may bring more elsewhere than the penalty takes.
+pub fn mendings(problem: &Problem, plan: &Plan, threads: usize) -> Result<Vec<Mending>> {
+    if plan.certificate.shortfall <= 0.0 {
+        return Ok(Vec::new());
+    }
+    let short = |x: &[f64]| problem.shortfall(x).iter().sum::<f64>();
+    let least = least_short(problem, threads)?;
+    let x = if short(&least) < short(&plan.x) { &least } else { &plan.x };
+    let (totals, taken) = (problem.totals(x), problem.taken(x));
+    let group_spend = problem.group_spend(&totals);
+    let lacks = |ad: &usize| problem.minimum[*ad] - totals[*ad].impressions > SLACK * problem.minimum[*ad];
     let of_ad = |ad: usize| {
         let lower_minimum_by = problem.minimum[ad] - totals[ad].impressions;
-        Mending { ad, lower_minimum_by, raise_budget_by: price_of(problem, plan, &totals, &taken, ad, lower_minimum_by) }
+        let price = price_of(problem, x, &taken, ad, lower_minimum_by);
+        let group_pays = |price: &f64| {
+            problem.group_of(ad).is_none_or(|group| group_spend[group] + price <= (1.0 + SLACK) * problem.group_budget[group])
+        };
+        let lacking = |price: f64| totals[ad].cost + price - problem.budget[ad];
+        Mending { ad, lower_minimum_by, raise_budget_by: price.filter(group_pays).map(lacking).filter(|lacking| *lacking > 0.0) }
     };
-    (0..problem.budget.len()).filter(short).map(of_ad).collect()
+    Ok((0..problem.budget.len()).filter(lacks).map(of_ad).collect())
 }
 
-/// The money that is lacking to buy more impressions of an ad, the cheapest first, where there is room for them.
-fn price_of(problem: &Problem, plan: &Plan, totals: &[Totals], taken: &[f64], ad: usize, impressions: f64) -> Option<f64> {
+/// Next to an impression of a minimum, value counts for nothing; but it must count for the return floors.
+const WORTHLESS: f64 = 1e-6;
+
+/// The plan that is short of the minima by the least in sum, whatever it is worth.
+fn least_short(problem: &Problem, threads: usize) -> Result<Vec<f64>> {
+    let (pairs, ads) = (problem.value.len(), problem.budget.len());
+    let wanted = |pair: &usize| problem.minimum[problem.ad[*pair]] > 0.0;
+    let floored = |pair: &usize| wanted(pair) && problem.min_roi[problem.ad[*pair]] > 0.0;
+    let dearest = (0..pairs).filter(floored).map(|pair| problem.value[pair]).fold(0.0, f64::max);
+    let shrink = WORTHLESS / if dearest > 0.0 { dearest } else { 1.0 };
+    let mut short = problem.clone();
+    short.penalty = 1.0;
+    short.value = (0..pairs).map(|pair| if floored(&pair) { problem.value[pair] * shrink } else { 0.0 }).collect();
+    short.min_roi.iter_mut().for_each(|roi| *roi *= shrink);
+    // A segment that an ad without limits always fills, worth twice the minima: the bound is relative to something, also where no minimum
+    // is missed, and its value per impression makes that of the others nothing.
+    let (count, minima) = ((0..pairs).filter(wanted).count().max(1) as f64, problem.minimum.iter().sum::<f64>());
+    short.segment.push(short.supply.len());
+    short.ad.push(ads);
+    short.value.push(20.0 * count);
+    short.cost.push(0.0);
+    short.cap.push(f64::INFINITY);
+    short.supply.push(0.1 * minima / count);
+    short.budget.push(f64::INFINITY);
+    short.minimum.push(0.0);
+    short.min_roi.push(0.0);
+    short.group.push(short.group_budget.len());
+    let mut x = allocate(&short, None, threads)?.x;
+    x.truncate(pairs);
+    Ok(x)
+}
+
+/// The price of more impressions of an ad, the cheapest first, if there is room for all of them.
+fn price_of(problem: &Problem, x: &[f64], taken: &[f64], ad: usize, impressions: f64) -> Option<f64> {
     let mut pairs: Vec<usize> = (0..problem.ad.len()).filter(|pair| problem.ad[*pair] == ad).collect();
     pairs.sort_by(|a, b| problem.cost[*a].total_cmp(&problem.cost[*b]).then(a.cmp(b)));
     let (mut wanted, mut price) = (impressions, 0.0);
     for pair in pairs {
-        let room = (problem.cap[pair] - plan.x[pair]).min(problem.supply[problem.segment[pair]] - taken[problem.segment[pair]]);
+        let room = (problem.cap[pair] - x[pair]).min(problem.supply[problem.segment[pair]] - taken[problem.segment[pair]]);
         let more = room.min(wanted).max(0.0);
         price += problem.cost[pair] * more;
         wanted -= more;
     }
-    let lacking = totals[ad].cost + price - problem.budget[ad];
-    (wanted <= 1e-6 * impressions && lacking > 0.0).then_some(lacking)
+    (wanted <= 1e-6 * impressions).then_some(price)
 }

@@ -130,7 +130,15 @@ impl Totals {
     }
 }
 
+/// An impression that a minimum lacks costs this many times what the dearest one brings: alone, none is left out for another.
+const PENALTY: f64 = 10.0;
+
 impl Problem {
+    /// Sets the penalty by the values of the pairs.
+    pub fn price_minima(&mut self) {
+        self.penalty = PENALTY * self.value.iter().copied().fold(0.0, f64::max).max(f64::MIN_POSITIVE);
+    }
+
     /// With budgets alone; pairs are still to be added.
     pub fn of_budgets(supply: Vec<f64>, budget: Vec<f64>) -> Self {
         let ads = budget.len();

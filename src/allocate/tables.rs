@@ -28,8 +28,6 @@ pub struct Named {
     pub groups: Vec<String>,
 }
 
-/// An impression that is missing costs this many times what the dearest one brings, so that no plan gains by leaving it out.
-const PENALTY: f64 = 10.0;
 const MICROS: f64 = 1e6;
 
 /// Reads and checks the tables. `reserve` is the share of every supply, cap and budget that is left for exploration.
@@ -71,7 +69,7 @@ pub async fn read(locations: &Locations, reserve: f64) -> Result<Named> {
     problem.value = candidates.quantities("value_per_impression", None)?;
     problem.cost = scaled(candidates.quantities("cost_per_impression", None)?, MICROS);
     problem.cap = scaled(candidates.quantities("max_impressions", Some(f64::INFINITY))?, kept);
-    problem.penalty = PENALTY * problem.value.iter().copied().fold(0.0, f64::max).max(f64::MIN_POSITIVE);
+    problem.price_minima();
     let names = |ids: HashMap<String, usize>| {
         let mut names = vec![String::new(); ids.len()];
         ids.into_iter().for_each(|(id, at)| names[at] = id);
@@ -228,7 +226,9 @@ pub struct Results {
     pub reserve: f64,
     /// Value that each impression below a minimum costs the bounds.
     pub shortfall_penalty: f64,
+    /// Impressions that the minima lack in this plan, and in the plan that is short of them by the least.
     pub shortfall: f64,
+    pub least_shortfall: f64,
     pub campaigns: Vec<Campaign>,
 }
 
@@ -247,23 +247,25 @@ pub struct Campaign {
     pub sensitivity: Sensitivity,
     /// How the sensitivity was found.
     pub sensitivity_method: &'static str,
-    /// For an ad that does not reach its minimum.
+    /// For an ad whose minimum not even the plan of the least shortfall reaches.
     pub mend: Option<Mend>,
 }
 
-/// The smallest change after which a plan reaches the minimum; money in currency.
+/// The smallest change after which some plan reaches the minimum; money in currency.
 #[derive(Clone, Debug, Serialize)]
 pub struct Mend {
     pub lower_min_impressions_by: f64,
     pub or_raise_budget_by: Option<f64>,
 }
 
-pub fn results(named: &Named, plan: &Plan, reserve: f64, seconds: f64) -> Results {
+pub fn results(named: &Named, plan: &Plan, reserve: f64, seconds: f64, threads: usize) -> Result<Results> {
     let problem = &named.problem;
     let whole: Vec<f64> = plan.whole.iter().map(|n| *n as f64).collect();
     let (totals, bindings) = (problem.totals(&whole), explain::binding(problem, plan));
     let mut mends: BTreeMap<usize, Mend> = BTreeMap::new();
-    for mending in explain::mendings(problem, plan) {
+    let mut least_shortfall = 0.0;
+    for mending in explain::mendings(problem, plan, threads)? {
+        least_shortfall += mending.lower_minimum_by;
         let or_raise_budget_by = mending.raise_budget_by.map(|micros| micros / MICROS);
         mends.insert(mending.ad, Mend { lower_min_impressions_by: mending.lower_minimum_by, or_raise_budget_by });
     }
@@ -281,7 +283,7 @@ pub fn results(named: &Named, plan: &Plan, reserve: f64, seconds: f64) -> Result
         mend: mends.get(&ad).cloned(),
     };
     let Certificate { upper_bound, value, gap, value_whole, gap_whole, max_violation, shortfall, iterations } = plan.certificate;
-    Results {
+    Ok(Results {
         lower_bound: value,
         upper_bound,
         gap,
@@ -293,8 +295,9 @@ pub fn results(named: &Named, plan: &Plan, reserve: f64, seconds: f64) -> Result
         reserve,
         shortfall_penalty: problem.penalty,
         shortfall,
+        least_shortfall,
         campaigns: (0..named.ads.len()).map(campaign).collect(),
-    }
+    })
 }
 
 /// segment_id, ad_id, impressions, impressions_fractional, spend, value: the pairs that are planned, in the order of the candidates.

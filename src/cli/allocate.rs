@@ -51,7 +51,7 @@ pub async fn run(command: Allocate, output: Output) -> Result<()> {
     let start = start.map(|prices| prices.in_order(&named.ads, &named.groups));
     let watch = Watch::start();
     let plan = allocate(&named.problem, start.as_ref(), threads)?;
-    let results = tables::results(&named, &plan, reserve, watch.seconds());
+    let results = tables::results(&named, &plan, reserve, watch.seconds(), threads)?;
 
     let out = Store::open(&out)?;
     for (name, table) in
@@ -93,6 +93,13 @@ fn describe(results: &Results) -> String {
     }
     if results.campaigns.len() > ADS_SHOWN {
         let _ = writeln!(text, "and {} ads more: campaigns.parquet", results.campaigns.len() - ADS_SHOWN);
+    }
+    if results.shortfall > results.least_shortfall {
+        let (shortfall, least) = (results.shortfall.ceil(), results.least_shortfall.ceil());
+        let _ = writeln!(
+            text,
+            "minima lack {shortfall} impressions, where {least} would do: elsewhere their money brings more than the penalty"
+        );
     }
     for (campaign, mend) in results.campaigns.iter().filter_map(|campaign| Some((campaign, campaign.mend.as_ref()?))) {
         let or = mend.or_raise_budget_by.map_or(String::new(), |by| format!(", or raise its budget by {by:.2}"));

@@ -19,7 +19,7 @@ use crate::platform::catalog::Catalog;
 use crate::platform::pseudonym::Key;
 use crate::platform::run::{Run, resolve_date};
 use crate::platform::storage::Store;
-use crate::publish::{Commit, CommitKind, history, rollback};
+use crate::publish::{Commit, CommitKind, Privacy, history, rollback};
 use crate::spec::Spec;
 use crate::telemetry::termination;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
@@ -69,7 +69,7 @@ pub enum Command {
         #[command(flatten)]
         place: Place,
     },
-    /// Serve an earlier table again, without the users on the date's suppression list.
+    /// Serve an earlier table again, without the users on the suppression list of the date or on a newer one.
     Rollback {
         #[command(flatten)]
         at: JobDate,
@@ -192,7 +192,7 @@ async fn dispatch(cli: Cli) -> Result<()> {
         Command::Rollback { at, to } => {
             let (run, spec, key) = open(&at)?;
             let suppressed = ingest::suppressed_on(&run, &spec.ingest, &key).await?;
-            let commit = rollback(&run, &to, &suppressed, spec.segments.floor).await?;
+            let commit = rollback(&run, &to, Privacy { suppressed: &suppressed, floor: spec.floor() }).await?;
             print(output, &commit, || match &spec.deliver.to {
                 Some(to) => format!("{}\n{to} still serves the table before: run `nightmarket publish`", describe_commit(&commit)),
                 None => describe_commit(&commit),

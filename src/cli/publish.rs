@@ -1,14 +1,16 @@
 //! `nightmarket publish`, `lookup`, `forget` and `gc`: what was published, into serving stores, to support people, and out again.
 
-use super::{Output, Place, output_store, print};
+use super::{JobDate, Output, Place, open, output_store, print};
 use crate::deliver::{self, Question, Release};
 use crate::error::{Error, Result};
+use crate::ingest;
 use crate::platform::catalog::IdDomain;
 use crate::platform::pseudonym::Key;
 use crate::platform::server::Server;
-use crate::publish;
+use crate::publish::{self, Privacy};
 use crate::spec::Spec;
 use clap::Args;
+use std::collections::HashSet;
 use std::path::PathBuf;
 
 #[derive(Debug, Args)]
@@ -121,10 +123,16 @@ pub async fn lookup(what: Lookup, output: Output) -> Result<()> {
 }
 
 pub async fn forget(what: Forget, output: Output) -> Result<()> {
-    let spec = Spec::read(&what.job)?;
-    let pseudonym = Key::read(&spec.privacy)?.pseudonym(IdDomain::User, what.user.trim());
-    let store = output_store(&spec, &what.place)?;
-    let forgotten = publish::forget(&store, &pseudonym, spec.segments.floor, what.dry_run).await?;
+    let store = output_store(&Spec::read(&what.job)?, &what.place)?;
+    let (run, spec, key) = open(&JobDate { job: what.job, date: "yesterday".to_owned(), place: what.place })?;
+    let pseudonym = key.pseudonym(IdDomain::User, what.user.trim());
+    // Tables are written again, and none may serve who has been suppressed since.
+    let suppressed = match what.dry_run {
+        true => HashSet::new(),
+        false => ingest::suppressed_at_last(&run, &spec.ingest, &key).await?,
+    };
+    let privacy = Privacy { suppressed: &suppressed, floor: spec.floor() };
+    let forgotten = publish::forget(&store, &pseudonym, privacy, what.dry_run).await?;
     print(output, &forgotten, || forgotten.to_string())
 }
 

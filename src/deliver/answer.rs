@@ -89,7 +89,7 @@ impl Display for Answer {
                 write!(f, ". Of 100 opportunities they see:")?;
             }
             About::Segment if self.ads.is_empty() => {
-                write!(f, "No such segment serves. It may be below the floor, and then its users are in its parent")?
+                write!(f, "No such segment serves. It may be below the floor, and then its users are served by others")?
             }
             About::Segment => write!(f, "Of 100 opportunities this segment's users see:")?,
             About::Ad if self.ads.is_empty() => {

@@ -125,8 +125,9 @@ pub trait Shelf: Send {
     async fn load(&mut self, release: &Release) -> Result<()>;
     /// Points the readers to a loaded table if they are still pointed `from` there; whether they were.
     async fn flip(&mut self, release: &Release, from: Option<&str>) -> Result<bool>;
-    /// Removes the tables of a job's other runs.
-    async fn retire(&mut self, job: &str, keep: &[&str]) -> Result<()>;
+    /// Removes the tables of a job's other runs, but for the one that served before; a store that forgets by itself, those that may not
+    /// stay.
+    async fn retire(&mut self, release: &Release, before: Option<&str>) -> Result<()>;
     /// A user's segments in the table of a run, the one served first.
     async fn segments_of(&mut self, job: &str, run: &str, user: &str) -> Result<Vec<String>>;
     /// The rows of ads of a run.
@@ -196,11 +197,8 @@ async fn load_alone(shelf: &mut dyn Shelf, server: &Server, release: &Release) -
             .action("see who loads this store; then run `nightmarket publish` again"));
     }
     // Readers between the two still find the table before, except where somebody must not be found in it.
-    let before = replaced.as_deref().filter(|before| !release.forgets && *before != release.run);
-    let keep: Vec<&str> = before.into_iter().chain([release.run.as_str()]).collect();
-    if !serves || release.forgets {
-        shelf.retire(&release.job, &keep).await?;
-    }
+    let before = replaced.as_deref().filter(|before| release.may_stay.iter().any(|run| run == before));
+    shelf.retire(release, before).await?;
     let state = if serves { State::AlreadyServes } else { State::Loaded };
     let done = Delivered { replaced, ..Delivered::of(server, release, state) };
     tracing::info!(store = %server, run = release.run, users = done.users, ads = done.ads, "loaded");
@@ -228,7 +226,7 @@ impl Delivered {
         Self {
             store: server.to_string(),
             state: State::Failed,
-            run: head.tables.rsplit('/').next().unwrap_or_default().to_owned(),
+            run: head.run().to_owned(),
             generation: head.generation,
             policy_version: head.policy_version.clone(),
             replaced: None,

@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::platform::storage::Store;
-use crate::publish::{CommitKind, Tables, choose};
+use crate::publish::{CommitKind, Tables, choose, history};
 use crate::types::column;
 use arrow::array::{Array, Float64Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
 use chrono::{DateTime, SecondsFormat};
@@ -15,8 +15,8 @@ pub struct Release {
     pub run: String,
     pub generation: u64,
     pub policy_version: String,
-    /// It serves because somebody was forgotten: no store may keep the table before.
-    pub forgets: bool,
+    /// Runs that a store may hold beside it: those committed since somebody was last forgotten or suppressed.
+    pub may_stay: Vec<String>,
     pub users: Vec<User>,
     pub ads: Vec<Ad>,
 }
@@ -49,13 +49,14 @@ impl Release {
     pub async fn read(output: &Store, wanted: Option<&str>) -> Result<Self> {
         let (commit, folder) = choose(output, wanted).await?;
         let tables = Tables::read(&folder).await?;
-        let run = commit.tables.rsplit('/').next().unwrap_or_default().to_owned();
+        let commits = history(output).await?;
+        let since = commits.iter().rposition(|commit| commit.kind == CommitKind::Forget).unwrap_or(0);
         Ok(Self {
+            run: commit.run().to_owned(),
+            may_stay: commits[since..].iter().map(|commit| commit.run().to_owned()).collect(),
             job: commit.job,
-            run,
             generation: commit.generation,
             policy_version: commit.policy_version,
-            forgets: commit.kind == CommitKind::Forget,
             users: users(&tables.user_segments)?,
             ads: ads(&tables.segment_ads)?,
         })

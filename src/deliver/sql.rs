@@ -349,18 +349,18 @@ macro_rules! shelf {
                 Ok(true)
             }
 
-            async fn retire(&mut self, job: &str, keep: &[&str]) -> Result<()> {
+            async fn retire(&mut self, release: &Release, before: Option<&str>) -> Result<()> {
                 let mut query = QueryBuilder::<$database>::new("SELECT run FROM nightmarket_runs WHERE job = ");
-                query.push_bind(job);
+                query.push_bind(&release.job);
                 let runs: Vec<String> = query.build_query_scalar().fetch_all(&mut self.connection).await.map_err(failed)?;
-                for run in runs.iter().filter(|run| !keep.contains(&run.as_str())) {
+                for run in runs.iter().filter(|run| **run != release.run && before != Some(run.as_str())) {
                     for table in [USERS, ADS] {
                         if self.has_partition(table, checked(run)?).await? {
                             self.run(Self::drop_partition(table, run)).await?;
                         }
                     }
                     let mut query = QueryBuilder::<$database>::new("DELETE FROM nightmarket_runs WHERE job = ");
-                    query.push_bind(job).push(" AND run = ").push_bind(run);
+                    query.push_bind(&release.job).push(" AND run = ").push_bind(run);
                     query.build().execute(&mut self.connection).await.map_err(failed)?;
                 }
                 Ok(())

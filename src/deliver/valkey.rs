@@ -114,16 +114,18 @@ impl Shelf for Valkey {
         call.invoke_async(&mut self.connection).await.map_err(failed)
     }
 
-    async fn retire(&mut self, job: &str, keep: &[&str]) -> Result<()> {
-        // Time to live does it, unless only one run may stay.
-        let [run] = keep else { return Ok(()) };
-        let (kept, pointer) = (format!("{}:", prefix(job, run)), pointer(job));
+    async fn retire(&mut self, release: &Release, _before: Option<&str>) -> Result<()> {
+        // What may stay is left to its time to live: another load may be writing it.
+        let job = &release.job;
+        let kept: Vec<String> = release.may_stay.iter().chain([&release.run]).map(|run| format!("{}:", prefix(job, run))).collect();
+        let pointer = pointer(job);
+        let stays = |key: &String| *key == pointer || kept.iter().any(|kept| key.starts_with(kept));
         let mut cursor = 0_u64;
         loop {
             let mut scan = redis::cmd("SCAN");
             scan.arg(cursor).arg("MATCH").arg(format!("nm:{job}:*")).arg("COUNT").arg(BATCH);
             let (next, keys): (u64, Vec<String>) = scan.query_async(&mut self.connection).await.map_err(failed)?;
-            let gone: Vec<String> = keys.into_iter().filter(|key| !key.starts_with(&kept) && *key != pointer).collect();
+            let gone: Vec<String> = keys.into_iter().filter(|key| !stays(key)).collect();
             if !gone.is_empty() {
                 self.connection.unlink::<_, ()>(gone).await.map_err(failed)?;
             }

@@ -21,7 +21,7 @@ use crate::platform::storage::Store;
 use arrow::datatypes::SchemaRef;
 use chrono::NaiveDate;
 use people::Allowed;
-pub use people::suppressed;
+use people::suppressed;
 use raw::RawTables;
 pub use replay::{Logs, Part};
 use serde::{Deserialize, Serialize};
@@ -170,8 +170,25 @@ pub async fn check(run: &Run, staged: &Staged) -> Result<Checks> {
     Ok(checks)
 }
 
-/// The pseudonyms on the run date's suppression list, from that list alone: nothing else of the date need have arrived.
+/// The pseudonyms on the run date's suppression list and on the newest one, where a later day's has arrived since. Nothing else of these
+/// days need have arrived.
 pub async fn suppressed_on(run: &Run, settings: &Settings, key: &Key) -> Result<HashSet<String>> {
+    let mut suppressed = suppression_list(run, settings, key).await?;
+    if let Some(newest) = raw::newest_suppressions(run).await?.filter(|newest| *newest > run.date) {
+        suppressed.extend(suppression_list(&run.on(newest), settings, key).await?);
+    }
+    Ok(suppressed)
+}
+
+/// The pseudonyms on the newest suppression list, however old it is.
+pub async fn suppressed_at_last(run: &Run, settings: &Settings, key: &Key) -> Result<HashSet<String>> {
+    match raw::newest_suppressions(run).await? {
+        Some(newest) => suppression_list(&run.on(newest), settings, key).await,
+        None => suppression_list(run, settings, key).await,
+    }
+}
+
+async fn suppression_list(run: &Run, settings: &Settings, key: &Key) -> Result<HashSet<String>> {
     let sources = run.catalog.sources_of("suppressions");
     let raw = RawTables::discover(run, settings, |name| sources.contains(name)).await?;
     let mut staged = Staged::nothing(raw.fingerprint());

@@ -145,6 +145,19 @@ impl RawTables {
     }
 }
 
+/// The last day of whose suppression list every part has arrived; `None` where no part lies in folders of days.
+pub(super) async fn newest_suppressions(run: &Run) -> Result<Option<NaiveDate>> {
+    let mut newest: Option<NaiveDate> = None;
+    for name in run.catalog.sources_of("suppressions") {
+        let Some(source) = run.catalog.sources.get(name) else { continue };
+        let Some(partition) = &source.partition else { continue };
+        let files = run.raw.list(&source.location).await?;
+        let last = files.iter().filter(|file| format_of(&file.path).is_some()).filter_map(|file| day_of(&file.path, partition)).max();
+        newest = newest.map_or(last, |newest| last.map(|last| last.min(newest)));
+    }
+    Ok(newest)
+}
+
 /// Whatever is wrong with the suppression list's input, nobody may be processed without it; a store that did not answer is asked again.
 fn as_privacy(error: Error) -> Error {
     if !matches!(error.kind, Kind::InputMissing | Kind::Contract) {

@@ -204,6 +204,11 @@ pub fn summary(facts: &Facts, until: Stage) -> Result<String, serde_json::Error>
         none if none == "-" => "the arms of the logs, before any table".to_owned(),
         version => version,
     };
+    let delta = facts
+        .publish
+        .as_ref()
+        .and_then(|publish| publish.delta.as_ref())
+        .map(|delta| format!("; rows of ads: {} new, {} changed, {} gone", delta.added, delta.changed, delta.removed));
     let ended = match until >= Stage::Publish {
         true => format!("{} {}", text("/publish/state"), text("/publish/reason")),
         false => format!("stopped after {}", format!("{until:?}").to_lowercase()),
@@ -229,11 +234,12 @@ pub fn summary(facts: &Facts, until: Stage) -> Result<String, serde_json::Error>
         (
             Stage::Targeting,
             format!(
-                "targeting  {} campaigns, {} impressions planned, {} of {} budget",
+                "targeting  {} campaigns, {} impressions planned, {} of {} budget{}",
                 count("/targeting/campaigns"),
                 sum("/targeting/campaigns", "planned_impressions"),
                 sum("/targeting/campaigns", "planned_spend").round(),
-                sum("/targeting/campaigns", "budget").round()
+                sum("/targeting/campaigns", "budget").round(),
+                delta.unwrap_or_default()
             ),
         ),
         (

@@ -9,14 +9,15 @@ use crate::evaluate;
 use crate::features::Snapshots;
 use crate::ingest::Staged;
 use crate::platform::engine;
-use crate::platform::run::{Done, Run, Step};
+use crate::platform::run::{Done, MANIFEST, Run, Step};
 use crate::platform::server::Server;
-use crate::publish::{Commit, Tables, history};
+use crate::platform::storage::sha256;
+use crate::publish::{self, Commit, Tables, assignment, history};
 use crate::segments;
 use crate::spec::Spec;
 use crate::statistics::ope;
 use crate::targeting::arms::{Arm, Shares};
-use crate::targeting::{self, tables::Stamp, value};
+use crate::targeting::{self, supply, tables::Stamp, value};
 use crate::types::{column, optional_column};
 use arrow::array::{Array, ArrayRef, BooleanArray, Float64Array, Int64Array, RecordBatch, StringArray};
 use arrow::compute::{concat_batches, filter_record_batch};
@@ -37,7 +38,7 @@ pub fn policy_version(run: &Run, spec: &Spec, staged: &Staged, previous: Option<
         "previous": previous.map(|commit| &commit.policy_version),
         "program": crate::platform::run::VERSION,
     });
-    let hash = crate::platform::storage::sha256(decisive.to_string().as_bytes());
+    let hash = sha256(decisive.to_string().as_bytes());
     format!("{}-{}-{}", run.job.name, run.date, &hash[..8])
 }
 
@@ -140,6 +141,8 @@ pub async fn targeting(
     segmented: &Done<Value>,
     policy_version: &str,
 ) -> Result<Done<Value>> {
+    let before = tables_before(run).await?;
+    let previous = publish::previous(&run.output, run.date).await?.map(|commit| commit.tables);
     let inputs = json!({
         "settings": spec.targeting,
         "floor": spec.segments.floor,
@@ -151,6 +154,8 @@ pub async fn targeting(
         "ads": staged.key("ads"),
         "campaigns": staged.key("campaigns"),
         "impressions": staged.key("impressions"),
+        "served": sha256(serde_json::to_string(&before)?.as_bytes()),
+        "previous": previous,
     });
     run.step(&format!("targeting/plan/dt={}", run.date), &inputs, async |step: &Step| {
         let stamp = stamp(run, policy_version);
@@ -168,8 +173,13 @@ pub async fn targeting(
             scores.add(&scored(&candidates, chosen)?)?;
         }
         let outcomes = value::outcomes(&conversions(run, staged).await?)?;
-        let supply = targeting::expected_supply(&primary, &impressions(run, staged, SUPPLY_DAYS).await?, SUPPLY_DAYS)?;
+        let logged = impressions(run, staged, SUPPLY_DAYS).await?;
+        let supply = supply::expected(&primary, &logged, &shown(run, &logged, &before).await?, SUPPLY_DAYS)?;
         let weights = rows_by_context(run, staged).await?;
+        let prices = match &previous {
+            Some(tables) => publish::prices(&run.output.child(tables)).await?,
+            None => None,
+        };
         let inputs = targeting::Inputs {
             stamp,
             ads: &ads,
@@ -179,6 +189,7 @@ pub async fn targeting(
             supply: &supply,
             scores: &scores,
             outcomes: &outcomes,
+            prices: prices.as_ref(),
             floor: spec.segments.floor,
         };
         let decided = targeting::decide(&spec.targeting, &inputs)?;
@@ -187,6 +198,29 @@ pub async fn targeting(
         Ok(serde_json::to_value(&decided.facts)?)
     })
     .await
+}
+
+/// Where the tables of earlier nights lie, by policy version.
+async fn tables_before(run: &Run) -> Result<BTreeMap<String, String>> {
+    let commits = history(&run.output).await?.into_iter().filter(|commit| commit.run_date < run.date);
+    Ok(commits.map(|commit| (commit.policy_version, commit.tables)).collect())
+}
+
+/// How often the tables that served logged impressions showed an ad, by policy version; of a table that is no longer kept nothing is known.
+async fn shown(run: &Run, logged: &RecordBatch, tables: &BTreeMap<String, String>) -> Result<BTreeMap<String, supply::Shown>> {
+    let versions: BTreeSet<&str> =
+        optional_column::<StringArray>(logged, "policy_version")?.map(|versions| versions.iter().flatten().collect()).unwrap_or_default();
+    let mut shown = BTreeMap::new();
+    for (version, folder) in tables.iter().filter(|(version, _)| versions.contains(version.as_str())) {
+        let table = run.output.child(folder);
+        if table.get_optional(MANIFEST).await?.is_none() {
+            tracing::warn!(version, "the table that served is gone: its impressions count as the only opportunities");
+            continue;
+        }
+        let shares = assignment(&table).await?.shares;
+        shown.insert(version.clone(), supply::shown(&table.read_parquet("segment_ads.parquet").await?, &shares)?);
+    }
+    Ok(shown)
 }
 
 /// The table serves the local day after the run date.
@@ -312,15 +346,16 @@ pub async fn proposal<'a>(
         user_segments: &tables.user_segments,
         segment_ads: &tables.segment_ads,
         shadow_ads: &tables.shadow_ads,
+        weights: weights.as_ref(),
+        floor: spec.segments.floor,
+    };
+    let terms = targeting::tables::Terms {
         ads: &table(run, staged, "ads").await?,
         campaigns: campaigns.as_ref(),
         categories: &table(run, staged, "categories").await?,
-        weights: weights.as_ref(),
         shares: &spec.targeting.shares,
-        floor: spec.segments.floor,
     };
-    let sizes = column::<Int64Array>(&tables.segments, "size_released")?;
-    let mut feasibility = targeting::tables::check(&whole);
+    let mut feasibility = targeting::tables::check_night(&whole, &terms);
     if tables.user_segments.num_rows() == 0 {
         feasibility.push("no user is in any released segment: nobody consents to being targeted, or all segments are too small".to_owned());
     } else if !shows_an_ad(&tables.segment_ads)? {
@@ -328,7 +363,7 @@ pub async fn proposal<'a>(
     }
     Ok(Proposal {
         feasibility,
-        smallest_segment: sizes.iter().flatten().filter(|size| *size > 0).map(i64::unsigned_abs).min(),
+        smallest_segment: targeting::tables::smallest_audience(&whole)?,
         floor: spec.segments.floor,
         propensity_sums: admit::propensity_sums(&tables.segment_ads)?,
         off_policy,

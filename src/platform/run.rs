@@ -118,6 +118,11 @@ impl Run {
         Self { job, date, raw, output, catalog, engine, started, timings: Mutex::default(), logged: Mutex::default() }
     }
 
+    /// The same job and stores on another date.
+    pub fn on(&self, date: NaiveDate) -> Self {
+        Self::new(self.job.clone(), date, self.raw.clone(), self.output.clone(), self.catalog.clone(), self.engine.clone())
+    }
+
     /// When this run of the night began: no result may depend on it.
     pub fn started_at(&self) -> DateTime<Utc> {
         self.started.0

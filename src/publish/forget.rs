@@ -5,13 +5,11 @@
 //! again. The raw logs are the shop's own: until its suppression list names the person, the next night would read them again.
 
 use super::tombstone::{self, Tombstone};
-use super::{Commit, CommitKind, Tables, TablesFacts, commits_as_written, create, history, recount, verify, without};
+use super::{Commit, CommitKind, Privacy, Tables, TablesFacts, check_written, commits_as_written, create, history, remainder, verify};
 use crate::error::{Error, Kind, Result};
 use crate::platform::run::{GIT_SHA, Manifest, VERSION};
 use crate::platform::storage::{Store, parquet_bytes, parquet_table, sha256};
-use crate::types::column;
-use arrow::array::{Array, AsArray, BooleanArray, RecordBatch, StringArray};
-use arrow::compute::filter_record_batch;
+use arrow::array::{Array, AsArray, RecordBatch, StringArray};
 use arrow::datatypes::DataType;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -49,7 +47,10 @@ impl std::fmt::Display for Forgotten {
             }
         }
         if let Some(generation) = self.generation {
-            write!(f, "\ngeneration {generation} serves the table without them; load the serving stores again: `nightmarket publish`")?;
+            write!(f, "\ngeneration {generation} serves the table without them")?;
+        }
+        if self.found.iter().any(|trace| trace.moved_to.is_some()) {
+            write!(f, "\na serving store may still hold a table with them; load it again: `nightmarket publish`")?;
         }
         match self.dry_run {
             true => write!(f, "\nnothing was removed: this was a dry run"),
@@ -61,20 +62,23 @@ impl std::fmt::Display for Forgotten {
 /// The list of those who must not be processed names them for that very purpose.
 const SUPPRESSION_LIST: &str = "staging/suppressions/";
 
-/// Looks for a pseudonym in every output and, unless it is a `dry_run`, removes it. Can be interrupted and run again.
+/// Looks for a pseudonym in every output and, unless it is a `dry_run`, removes it. Can be interrupted and run again. The tables that are
+/// written again keep `privacy`, too.
 ///
 /// # Errors
 /// `LostRace` when a night committed meanwhile; `Privacy` when something names the person that is no table and cannot be filtered.
-pub async fn forget(output: &Store, pseudonym: &str, floor: u64, dry_run: bool) -> Result<Forgotten> {
+pub async fn forget(output: &Store, pseudonym: &str, privacy: Privacy<'_>, dry_run: bool) -> Result<Forgotten> {
     let commits = history(output).await?;
     let mut found = traces(output, pseudonym, &commits).await?;
     let rows = found.iter().flat_map(|trace| trace.files.values()).sum();
     if dry_run {
         return Ok(Forgotten { dry_run, rows, found, generation: None });
     }
+    let gone: HashSet<String> = privacy.suppressed.iter().cloned().chain([pseudonym.to_owned()]).collect();
+    let privacy = Privacy { suppressed: &gone, ..privacy };
     for trace in found.iter_mut().filter(|trace| !trace.generations.is_empty()) {
         let commit = commits.iter().find(|commit| commit.tables == trace.folder).expect("a generation's tables");
-        trace.moved_to = Some(copy_without(output, commit, pseudonym, floor, trace.files.values().sum()).await?);
+        trace.moved_to = Some(copy_without(output, commit, privacy, trace.files.values().sum()).await?);
     }
     let generation = serve_the_copies(output).await?;
     for trace in &found {
@@ -139,13 +143,13 @@ fn rows_of(table: &RecordBatch, pseudonym: &str) -> u64 {
     (0..table.num_rows()).filter(|row| texts.iter().any(|text| text.is_valid(*row) && text.value(*row) == pseudonym)).count() as u64
 }
 
-/// Writes a committed table again without the person; gives the new folder.
-async fn copy_without(output: &Store, commit: &Commit, pseudonym: &str, floor: u64, rows_removed: u64) -> Result<String> {
+/// Writes a committed table again without the person, who is among the suppressed; gives the new folder.
+async fn copy_without(output: &Store, commit: &Commit, privacy: Privacy<'_>, rows_removed: u64) -> Result<String> {
     let source = output.child(&commit.tables);
     verify(&source, commit).await?;
     let manifest: Manifest<TablesFacts> = serde_json::from_slice(&source.get("_manifest.json").await?)?;
     let tables = Tables::read(&source).await?;
-    let tables = above_the_floor(&tables, &HashSet::from([pseudonym.to_owned()]), floor)?;
+    let tables = remainder::without(&tables, privacy.suppressed, privacy.floor)?;
     let parent = commit.tables.rsplit_once('/').map_or("", |(parent, _)| parent);
     let left = parquet_bytes(tables.user_segments.schema(), std::slice::from_ref(&tables.user_segments))?;
     let key = sha256(format!("{}\n{}", commit.tables, sha256(&left)).as_bytes())[..16].to_owned();
@@ -156,35 +160,18 @@ async fn copy_without(output: &Store, commit: &Commit, pseudonym: &str, floor: u
         files.push(copy.write_parquet(name, table.schema(), std::slice::from_ref(table)).await?);
     }
     files.sort_by(|a, b| a.path.cmp(&b.path));
+    check_written(&copy, privacy).await?;
     let mut inputs = manifest.inputs;
     inputs["tombstone"] = serde_json::json!({ "of": commit.tables, "rows_removed": rows_removed });
     let (version, git_sha) = (VERSION.to_owned(), GIT_SHA.to_owned());
-    let manifest = Manifest { step: manifest.step, key, inputs, files, facts: manifest.facts, version, git_sha };
+    let facts = TablesFacts { delta: None, ..manifest.facts };
+    let manifest = Manifest { step: manifest.step, key, inputs, files, facts, version, git_sha };
     let bytes = serde_json::to_vec_pretty(&manifest)?;
     let manifest_sha256 = sha256(&bytes);
     copy.put("_manifest.json", bytes.into()).await?;
     let gone = Tombstone { tables: commit.tables.clone(), moved_to: folder.clone(), manifest_sha256, rows_removed };
     tombstone::write(output, &gone).await?;
     Ok(folder)
-}
-
-/// The tables without some users; a segment that they leave below the floor goes with them.
-fn above_the_floor(tables: &Tables, gone: &HashSet<String>, floor: u64) -> Result<Tables> {
-    let user_segments = without(&tables.user_segments, gone)?;
-    let left = recount(&user_segments)?;
-    let before = recount(&tables.user_segments)?;
-    let shrunk: BTreeMap<&str, i64> = before.into_iter().map(|(id, n)| (id, n - left.get(id).copied().unwrap_or(0))).collect();
-    let lost = |id: &str| shrunk.get(id).is_some_and(|n| *n > 0) && left.get(id).copied().unwrap_or(0).unsigned_abs() < floor;
-    let keep = |rows: &RecordBatch| -> Result<RecordBatch> {
-        let keep: BooleanArray = column::<StringArray>(rows, "segment_id")?.iter().map(|id| Some(!id.is_some_and(lost))).collect();
-        Ok(filter_record_batch(rows, &keep)?)
-    };
-    Ok(Tables {
-        segments: super::resized(&keep(&tables.segments)?, &left)?,
-        user_segments: keep(&user_segments)?,
-        segment_ads: keep(&tables.segment_ads)?,
-        shadow_ads: keep(&tables.shadow_ads)?,
-    })
 }
 
 /// Commits the copy of the serving tables, when the last commit still names the ones they replace.

@@ -3,6 +3,7 @@
 //! Serving partitions users: a user's rank-1 released segment is the primary one, and supply, caps and budgets count primary
 //! users only, so nothing is counted twice. The plan maximises expected value under the campaigns' budgets, the segments'
 //! supply and the users' frequency caps ([`crate::allocate`], to which a campaign is one ad with one budget); each arm has its share of all three.
+//! The plan also keeps what campaigns ask for: impressions at least, where they can be had, and returns. Arms that learn keep neither.
 //!
 //! - champion: the plan; propensity = planned impressions / supply, the rest is `no_ad`.
 //! - explore: (1 - epsilon) of the plan's propensities, and epsilon evenly over the segment's ads, less where a cap or a campaign's
@@ -13,16 +14,18 @@
 
 pub mod arms;
 pub mod money;
+pub mod supply;
 pub mod tables;
 pub mod value;
 
-use crate::allocate::{Certificate, Plan, Problem, allocate, explain, whole};
+use crate::allocate::tables::NamedPrices;
+use crate::allocate::{Certificate, Plan, Prices, Problem, allocate, explain, whole};
 use crate::error::{Error, Result};
 use crate::segments::full;
 use arms::{Arm, Shares, arm_of};
 use arrow::array::{Array, Int64Array, RecordBatch, StringArray};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use tables::{Row, Stamp};
 use value::{NO_AD, Offer, Offers, Outcomes, Score, Scores};
 
@@ -77,7 +80,9 @@ pub struct Inputs<'a> {
     pub supply: &'a BTreeMap<String, f64>,
     pub scores: &'a Scores,
     pub outcomes: &'a Outcomes,
-    /// Least users of a segment that is served.
+    /// Of the plan that served before: where the search for this one begins.
+    pub prices: Option<&'a NamedPrices>,
+    /// Least primary users of a segment.
     pub floor: u64,
 }
 
@@ -91,7 +96,6 @@ pub struct Targeting {
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
 pub struct TargetingFacts {
     pub objective: Objective,
-    /// Segments that are somebody's primary one.
     pub segments: u64,
     pub ads_live: u64,
     pub ads_left_out: BTreeMap<String, u64>,
@@ -108,6 +112,8 @@ pub struct TargetingFacts {
     pub arms: Vec<ArmFacts>,
     /// Whether users have frequency caps: not where they are no persons.
     pub frequency_caps: bool,
+    /// Of the campaigns' budgets, return floors and minima, for the next night.
+    pub prices: NamedPrices,
 }
 
 /// What the plan maximises.
@@ -132,6 +138,8 @@ pub struct CampaignFacts {
     pub shadow_price: f64,
     /// Why the champion's plan leaves some of the budget; absent when it does not.
     pub unspent_reason: Option<String>,
+    /// Impressions that the campaign's minimum lacks in the champion's plan.
+    pub lacking_impressions: f64,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
@@ -147,27 +155,15 @@ pub struct ArmFacts {
     pub no_ad_share: f64,
 }
 
-/// Opportunities a day of each segment's primary users: their impressions over `days` days.
-pub fn expected_supply(primary: &RecordBatch, impressions: &RecordBatch, days: u64) -> Result<BTreeMap<String, f64>> {
-    let (users, segments) = (full::<StringArray>(primary, "user_id")?, full::<StringArray>(primary, "segment_id")?);
-    let of_user: HashMap<&str, &str> = users.iter().flatten().zip(segments.iter().flatten()).collect();
-    let mut counts: BTreeMap<&str, u64> = of_user.values().map(|segment| (*segment, 0)).collect();
-    for user in full::<StringArray>(impressions, "user_id")?.iter().flatten() {
-        if let Some(segment) = of_user.get(user) {
-            *counts.entry(segment).or_default() += 1;
-        }
-    }
-    Ok(counts.into_iter().map(|(segment, count)| (segment.to_owned(), count as f64 / days.max(1) as f64)).collect())
-}
-
 /// The plan, its arms, and the tables that serve them.
 ///
 /// # Errors
-/// `Privacy` when a segment is below the floor; `Contract` when an amount, a probability or a supply is none.
+/// `Privacy` when a segment would serve fewer users than the floor; `Contract` when an amount, a probability or a supply is none.
 pub fn decide(settings: &Settings, inputs: &Inputs) -> Result<Targeting> {
     settings.check()?;
     let market = Market::open(settings, inputs)?;
-    let plan = allocate(&market.problem(Arm::Champion), None, 1)?;
+    let problem = market.plan_problem();
+    let plan = allocate(&problem, market.start(inputs.prices).as_ref(), 1)?;
     let champion = market.champion(&plan);
     let even = vec![0.0; market.candidates.len()];
     let mixed = champion.propensity.iter().map(|propensity| (1.0 - settings.epsilon) * propensity).collect::<Vec<_>>();
@@ -180,7 +176,7 @@ pub fn decide(settings: &Settings, inputs: &Inputs) -> Result<Targeting> {
     Ok(Targeting {
         segment_ads: market.table(&inputs.stamp, &served)?,
         shadow_ads: market.table(&inputs.stamp, shadow.as_slice())?,
-        facts: market.facts(&plan, &served),
+        facts: market.facts(&problem, &plan, &served),
     })
 }
 
@@ -202,7 +198,7 @@ struct Market<'a> {
     candidates: Vec<Candidate>,
 }
 
-/// The primary users of a segment.
+/// A segment and the users whose primary one it is.
 struct Audience<'a> {
     segment_id: &'a str,
     /// Everybody in the segment, weighted: what its rows say of its size.
@@ -290,6 +286,38 @@ impl<'a> Market<'a> {
         }
     }
 
+    /// What the champion arm plans: its share of everything, and of what campaigns ask for.
+    fn plan_problem(&self) -> Problem {
+        let mut problem = self.problem(Arm::Champion);
+        let mut dearest = vec![0.0f64; problem.budget.len()];
+        let mut offered = vec![false; problem.budget.len()];
+        for candidate in &self.candidates {
+            let group = self.group[candidate.offer];
+            dearest[group] = dearest[group].max(self.worth[candidate.offer]);
+            offered[group] = true;
+        }
+        for (group, id) in self.campaigns.iter().enumerate().filter(|(group, _)| offered[*group]) {
+            let campaign = &self.offers.campaigns[id];
+            problem.minimum[group] = f64::from(campaign.min_impressions.unwrap_or(0)) * self.settings.shares.champion;
+            // A plan of clicks knows no returns.
+            if self.objective == Objective::Revenue {
+                // Value is conversions times their worth, which is at most the dearest: so much value per cost proves the cost per conversion.
+                let for_cpa = campaign.target_cpa.map_or(0.0, |cpa| dearest[group] / cpa as f64);
+                let for_roi = campaign.target_roi.map_or(0.0, |roi| money::currency(roi.into()) / 1e6);
+                problem.min_roi[group] = for_roi.max(for_cpa);
+            }
+        }
+        problem.price_minima();
+        problem
+    }
+
+    /// Prices of another night in the order of this one's campaigns.
+    fn start(&self, prices: Option<&NamedPrices>) -> Option<Prices> {
+        // The last group is that of no budget, which has no price.
+        let groups: Vec<String> = self.campaigns.iter().cloned().chain([String::new()]).collect();
+        prices.map(|prices| prices.in_order(&groups, &[]))
+    }
+
     fn champion(&self, plan: &Plan) -> Served {
         let share = self.settings.shares.of(Arm::Champion);
         let propensity = |(candidate, planned): (&Candidate, &u64)| {
@@ -336,7 +364,7 @@ impl<'a> Market<'a> {
     }
 }
 
-/// The primary segments with their users and supply, by segment_id.
+/// The segments with their users and supply, by segment_id.
 fn audiences<'a>(settings: &Settings, inputs: &Inputs<'a>) -> Result<Vec<Audience<'a>>> {
     let users = full::<StringArray>(inputs.user_segments, "user_id")?;
     let segments = full::<StringArray>(inputs.user_segments, "segment_id")?;
@@ -354,16 +382,16 @@ fn audiences<'a>(settings: &Settings, inputs: &Inputs<'a>) -> Result<Vec<Audienc
         }
     }
     for audience in audiences.values_mut() {
-        if audience.members < inputs.floor {
-            let (id, members) = (audience.segment_id, audience.members);
-            return Err(Error::privacy(format_args!("segment {id} has {members} users, below the floor of {}", inputs.floor)));
+        if audience.users < inputs.floor {
+            let (id, users) = (audience.segment_id, audience.users);
+            return Err(Error::privacy(format_args!("segment {id} would serve {users} users, below the floor of {}", inputs.floor)));
         }
         audience.supply = inputs.supply.get(audience.segment_id).copied().unwrap_or(0.0);
         if !(audience.supply >= 0.0 && audience.supply.is_finite()) {
             return Err(Error::contract(format_args!("segment {} has a supply of {}", audience.segment_id, audience.supply)));
         }
     }
-    Ok(audiences.into_values().filter(|audience| audience.users > 0).collect())
+    Ok(audiences.into_values().collect())
 }
 
 // -------------------------------------------------------------------------------------------------------------------- tables
@@ -436,9 +464,8 @@ impl Market<'_> {
         }
     }
 
-    fn facts(&self, plan: &Plan, served: &[Served]) -> TargetingFacts {
-        let problem = self.problem(Arm::Champion);
-        let bindings = explain::binding(&problem, plan);
+    fn facts(&self, problem: &Problem, plan: &Plan, served: &[Served]) -> TargetingFacts {
+        let (bindings, lacking) = (explain::binding(problem, plan), problem.shortfall(&plan.x));
         TargetingFacts {
             objective: self.objective,
             segments: self.audiences.len() as u64,
@@ -449,14 +476,24 @@ impl Market<'_> {
             planned_impressions: served.iter().flat_map(|served| &served.planned).sum(),
             planned_spend: money::currency(served.iter().map(|served| self.spend(served, |_| true)).sum()),
             certificate: plan.certificate,
-            binding: explain::reached(&problem, plan),
-            campaigns: (0..self.campaigns.len()).map(|group| self.campaign_facts(group, plan, bindings[group], served)).collect(),
+            binding: explain::reached(problem, plan),
+            campaigns: (0..self.campaigns.len())
+                .map(|group| self.campaign_facts(group, plan, bindings[group], lacking[group], served))
+                .collect(),
             arms: served.iter().map(|served| self.arm_facts(served)).collect(),
             frequency_caps: self.frequency_caps,
+            prices: NamedPrices::of(&self.campaigns, &[], &plan.prices),
         }
     }
 
-    fn campaign_facts(&self, group: usize, plan: &Plan, binding: explain::Binding, served: &[Served]) -> CampaignFacts {
+    fn campaign_facts(
+        &self,
+        group: usize,
+        plan: &Plan,
+        binding: explain::Binding,
+        lacking_impressions: f64,
+        served: &[Served],
+    ) -> CampaignFacts {
         let mine = |candidate: &Candidate| self.group[candidate.offer] == group;
         let spend: i128 = served.iter().map(|served| self.spend(served, mine)).sum();
         let planned = |served: &Served| -> u64 {
@@ -469,6 +506,7 @@ impl Market<'_> {
             planned_impressions: served.iter().map(planned).sum(),
             shadow_price: plan.prices.budget[group] * 1e6,
             unspent_reason: binding.unspent_reason().map(str::to_owned),
+            lacking_impressions,
         }
     }
 

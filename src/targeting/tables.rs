@@ -3,7 +3,7 @@
 use super::arms::{Arm, Shares};
 use super::money;
 use super::value::{self, NO_AD, Offers};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::segments::{EVERYONE, Taxonomy, category_of, full, table};
 use crate::types::column;
 use arrow::array::{Array, ArrayRef, Date32Array, Float64Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
@@ -72,39 +72,69 @@ pub(super) fn segment_ads(stamp: &Stamp, mut rows: Vec<Row>) -> Result<RecordBat
     ])
 }
 
-/// Finished tables and what they must agree with.
+/// Finished tables, and how their users are counted.
+#[derive(Clone, Copy)]
 pub struct Tables<'a> {
     pub segments: &'a RecordBatch,
     pub user_segments: &'a RecordBatch,
     pub segment_ads: &'a RecordBatch,
     pub shadow_ads: &'a RecordBatch,
-    pub ads: &'a RecordBatch,
-    pub campaigns: Option<&'a RecordBatch>,
-    pub categories: &'a RecordBatch,
     pub weights: Option<&'a BTreeMap<String, u64>>,
-    pub shares: &'a Shares,
     pub floor: u64,
 }
 
-/// Every rule of the tables that is broken, in words; empty when they may be served. A table that cannot be read is a violation.
+/// What the tables of a night must agree with.
+pub struct Terms<'a> {
+    pub ads: &'a RecordBatch,
+    pub campaigns: Option<&'a RecordBatch>,
+    pub categories: &'a RecordBatch,
+    pub shares: &'a Shares,
+}
+
+impl<'a> Tables<'a> {
+    /// The tables of ads and the arms they may hold.
+    fn of_ads(&self) -> [(&'static str, &'a RecordBatch, &'static [Arm]); 2] {
+        [("segment_ads", self.segment_ads, &Arm::ALL), ("shadow_ads", self.shadow_ads, &[Arm::Holdout])]
+    }
+}
+
+/// Every rule that tables break by themselves, in words. A table that cannot be read is a violation.
 pub fn check(tables: &Tables) -> Vec<String> {
     let mut found = Vec::new();
-    let mut look = |name: &str, violations: Result<Vec<String>>| match violations {
-        Ok(violations) => found.extend(violations.into_iter().map(|violation| format!("{name}: {violation}"))),
-        Err(error) => found.push(format!("{name}: {error}")),
-    };
-    let audiences = Audience::read(tables);
-    look("user_segments", check_users(tables));
-    look("segments", audiences.as_ref().map_err(again).and_then(|audiences| check_segments(tables, audiences)));
-    let parts = [("segment_ads", tables.segment_ads, &Arm::ALL[..]), ("shadow_ads", tables.shadow_ads, &[Arm::Holdout])];
-    for (name, ads, arms) in parts {
-        look(name, audiences.as_ref().map_err(again).and_then(|audiences| check_ads(tables, audiences, ads, arms)));
+    add(&mut found, "user_segments", check_users(tables));
+    match Audience::read(tables) {
+        Ok(audiences) => {
+            add(&mut found, "segments", check_segments(tables, &audiences));
+            for (name, ads, arms) in tables.of_ads() {
+                add(&mut found, name, check_rows(&audiences, ads, arms));
+            }
+        }
+        Err(error) => found.push(error.to_string()),
     }
     found
 }
 
-fn again(error: &Error) -> Error {
-    Error::new(error.kind, error)
+/// Every rule of a night's tables that is broken: their own, and those of its ads, budgets and categories. Empty when they may be served.
+pub fn check_night(tables: &Tables, terms: &Terms) -> Vec<String> {
+    let mut found = check(tables);
+    let Ok(audiences) = Audience::read(tables) else { return found };
+    add(&mut found, "segments", check_categories(tables, terms));
+    for (name, ads, arms) in tables.of_ads() {
+        add(&mut found, name, check_offers(tables, terms, &audiences, ads, arms));
+    }
+    found
+}
+
+/// The fewest users that a segment of the tables serves, weighted; `None` without a segment.
+pub fn smallest_audience(tables: &Tables) -> Result<Option<u64>> {
+    Ok(Audience::read(tables)?.values().map(|audience| audience.primary).min())
+}
+
+fn add(found: &mut Vec<String>, name: &str, violations: Result<Vec<String>>) {
+    match violations {
+        Ok(violations) => found.extend(violations.into_iter().map(|violation| format!("{name}: {violation}"))),
+        Err(error) => found.push(format!("{name}: {error}")),
+    }
 }
 
 /// The users of a segment, weighted.
@@ -160,11 +190,11 @@ fn check_users(tables: &Tables) -> Result<Vec<String>> {
     Ok(found)
 }
 
-/// Segments are known, harmless, unique and above the floor, and say the size they have.
+/// Segments are unique, serve no fewer users than the floor, and say the size they have.
 fn check_segments(tables: &Tables, audiences: &BTreeMap<&str, Audience>) -> Result<Vec<String>> {
-    let taxonomy = Taxonomy::read(tables.categories)?;
     let ids = full::<StringArray>(tables.segments, "segment_id")?;
     let released = full::<Int64Array>(tables.segments, "size_released")?;
+    let nobody = Audience::default();
     let mut found = Vec::new();
     let mut seen = BTreeSet::new();
     for row in 0..ids.len() {
@@ -172,30 +202,32 @@ fn check_segments(tables: &Tables, audiences: &BTreeMap<&str, Audience>) -> Resu
         if !seen.insert(id) {
             found.push(format!("{id} stands twice"));
         }
-        if id != EVERYONE && !category_of(id).is_some_and(|category| taxonomy.may_be_label(category)) {
-            found.push(format!("{id} is of a sensitive or unknown category"));
+        let audience = audiences.get(id).unwrap_or(&nobody);
+        if audience.primary < tables.floor {
+            found.push(format!("{id} serves {} users, below the floor of {}", audience.primary, tables.floor));
         }
-        let members = audiences.get(id).map_or(0, |audience| audience.members);
-        if members < tables.floor {
-            found.push(format!("{id} has {members} users, below the floor of {}", tables.floor));
-        }
-        if i64::try_from(members) != Ok(released.value(row)) {
-            found.push(format!("{id} has {members} users, but says {}", released.value(row)));
+        if i64::try_from(audience.members) != Ok(released.value(row)) {
+            found.push(format!("{id} has {} users, but says {}", audience.members, released.value(row)));
         }
     }
     found.extend(audiences.keys().filter(|id| !seen.contains(*id)).map(|id| format!("{id} has users, but is not listed")));
     Ok(found)
 }
 
-/// Ads are live; probabilities are; each (segment, arm) is ranked and sums to one; caps and budgets hold in whole micro-units.
-fn check_ads(tables: &Tables, audiences: &BTreeMap<&str, Audience>, ads: &RecordBatch, arms: &[Arm]) -> Result<Vec<String>> {
+/// Segments are of known, harmless categories.
+fn check_categories(tables: &Tables, terms: &Terms) -> Result<Vec<String>> {
+    let taxonomy = Taxonomy::read(terms.categories)?;
+    let harmless = |id: &&str| *id == EVERYONE || category_of(id).is_some_and(|category| taxonomy.may_be_label(category));
+    let ids = full::<StringArray>(tables.segments, "segment_id")?.iter().flatten();
+    Ok(ids.filter(|id| !harmless(id)).map(|id| format!("{id} is of a sensitive or unknown category")).collect())
+}
+
+/// One window of one policy; known segments and arms, each of a table's arms in every segment, ranked and summing to one.
+fn check_rows(audiences: &BTreeMap<&str, Audience>, ads: &RecordBatch, arms: &[Arm]) -> Result<Vec<String>> {
     let mut found = Vec::new();
     let columns = Columns::read(ads)?;
     let n = ads.num_rows();
-    let window = |times: &TimestampMicrosecondArray| DateTime::from_timestamp_micros(times.value(0)).unwrap_or_default();
-    let mut offers = Offers::default();
     if n > 0 {
-        offers = value::offers(tables.ads, tables.campaigns, window(columns.valid_from), window(columns.valid_to))?;
         let alike = |times: &TimestampMicrosecondArray| times.values().iter().all(|time| *time == times.value(0));
         let stamped = columns.policy.iter().all(|policy| policy == Some(columns.policy.value(0)))
             && columns.run_date.values().iter().all(|date| *date == columns.run_date.value(0));
@@ -203,9 +235,7 @@ fn check_ads(tables: &Tables, audiences: &BTreeMap<&str, Audience>, ads: &Record
             found.push("run_date, policy_version, valid_from and valid_to are not one non-empty window of one policy".to_owned());
         }
     }
-    let live: BTreeMap<&str, &value::Offer> = offers.iter().map(|offer| (offer.ad_id.as_str(), offer)).collect();
     let mut groups: BTreeMap<(&str, &str), Group> = BTreeMap::new();
-    let mut spent: BTreeMap<(&str, &str), i128> = BTreeMap::new();
     let mut last = None;
     for row in 0..n {
         let (segment, ad, arm, rank) = (columns.segment.value(row), columns.ad.value(row), columns.arm.value(row), columns.rank.value(row));
@@ -222,17 +252,57 @@ fn check_ads(tables: &Tables, audiences: &BTreeMap<&str, Audience>, ads: &Record
         if !(0.0..=1.0).contains(&propensity) || planned < 0 {
             found.push(format!("{at}: propensity {propensity}, {planned} impressions"));
         }
-        let Some(audience) = audiences.get(segment) else {
-            found.push(format!("{at}: nobody is in the segment"));
-            continue;
-        };
-        let Some(arm) = arms.iter().find(|known| known.as_str() == arm) else {
+        if !arms.iter().any(|known| known.as_str() == arm) {
             found.push(format!("{at}: no such arm here"));
-            continue;
-        };
-        if columns.audience.value(row) < tables.floor as i64 || columns.audience.value(row) != audience.members as i64 {
-            found.push(format!("{at}: audience_size {} of {} users", columns.audience.value(row), audience.members));
         }
+        match audiences.get(segment) {
+            None => found.push(format!("{at}: nobody is in the segment")),
+            Some(audience) if i64::try_from(audience.members) != Ok(columns.audience.value(row)) => {
+                found.push(format!("{at}: audience_size {} of {} users", columns.audience.value(row), audience.members));
+            }
+            Some(_) => {}
+        }
+    }
+    for ((segment, arm), group) in &groups {
+        if (group.propensity - 1.0).abs() > 1e-9 {
+            found.push(format!("{segment}, {arm}: propensities sum to {}", group.propensity));
+        }
+        if !group.ranks.iter().copied().eq(1..=group.rows as i64) || group.ads.len() < group.rows {
+            found.push(format!("{segment}, {arm}: {} rows, {} ranks, {} ads", group.rows, group.ranks.len(), group.ads.len()));
+        }
+    }
+    for arm in groups.keys().map(|(_, arm)| *arm).collect::<BTreeSet<_>>() {
+        let unserved = audiences.iter().filter(|(id, _)| !groups.contains_key(&(**id, arm)));
+        found.extend(unserved.map(|(id, audience)| format!("{id}: serves {} users, but has no row for {arm}", audience.primary)));
+    }
+    Ok(found)
+}
+
+/// Ads are live; probabilities are; no arm with users is left out; caps and budgets hold in whole micro-units.
+fn check_offers(
+    tables: &Tables,
+    terms: &Terms,
+    audiences: &BTreeMap<&str, Audience>,
+    ads: &RecordBatch,
+    arms: &[Arm],
+) -> Result<Vec<String>> {
+    let mut found = Vec::new();
+    let columns = Columns::read(ads)?;
+    let mut offers = Offers::default();
+    if ads.num_rows() > 0 {
+        let first = |times: &TimestampMicrosecondArray| DateTime::from_timestamp_micros(times.value(0)).unwrap_or_default();
+        offers = value::offers(terms.ads, terms.campaigns, first(columns.valid_from), first(columns.valid_to))?;
+    }
+    let live: BTreeMap<&str, &value::Offer> = offers.iter().map(|offer| (offer.ad_id.as_str(), offer)).collect();
+    let mut spent: BTreeMap<(&str, Arm), i128> = BTreeMap::new();
+    let mut served = BTreeSet::new();
+    for row in 0..ads.num_rows() {
+        let (segment, ad, arm) = (columns.segment.value(row), columns.ad.value(row), columns.arm.value(row));
+        let at = format!("{segment}, {arm}, {ad}");
+        // Rows of unknown segments and arms are told by `check_rows`.
+        let known = arms.iter().copied().find(|known| known.as_str() == arm).zip(audiences.get(segment));
+        let Some((arm, audience)) = known else { continue };
+        served.insert(arm);
         if ad == NO_AD {
             continue;
         }
@@ -246,9 +316,10 @@ fn check_ads(tables: &Tables, audiences: &BTreeMap<&str, Audience>, ads: &Record
             found.push(format!("{at}: p_click {p_click}, p_conversion {p_conversion}"));
             continue;
         }
+        let planned = columns.planned.value(row);
         if columns.cap.is_valid(row) {
             let cap = columns.cap.value(row);
-            let share = tables.shares.of(*arm);
+            let share = terms.shares.of(arm);
             if planned as f64 > cap as f64 * audience.primary as f64 * share {
                 found.push(format!("{at}: {planned} impressions exceed {cap} a user for {share} of {} users", audience.primary));
             }
@@ -260,23 +331,16 @@ fn check_ads(tables: &Tables, audiences: &BTreeMap<&str, Audience>, ads: &Record
             found.push(format!("{at}: no frequency_cap"));
         }
         if let (Some(campaign), Some(bid)) = (&offer.campaign_id, offer.bid) {
-            *spent.entry((campaign, arm.as_str())).or_default() += i128::from(bid.cost(p_click)) * i128::from(planned);
+            *spent.entry((campaign, arm)).or_default() += i128::from(bid.cost(p_click)) * i128::from(planned);
         }
     }
-    for ((segment, arm), group) in &groups {
-        if (group.propensity - 1.0).abs() > 1e-9 {
-            found.push(format!("{segment}, {arm}: propensities sum to {}", group.propensity));
+    for arm in arms.iter().copied().filter(|arm| terms.shares.of(*arm) > 0.0) {
+        if !audiences.is_empty() && !served.contains(&arm) {
+            found.push(format!("no row for {arm}"));
         }
-        if !group.ranks.iter().copied().eq(1..=group.rows as i64) || group.ads.len() < group.rows {
-            found.push(format!("{segment}, {arm}: {} rows, {} ranks, {} ads", group.rows, group.ranks.len(), group.ads.len()));
-        }
-    }
-    for arm in arms.iter().filter(|arm| tables.shares.of(**arm) > 0.0) {
-        let unserved = audiences.iter().filter(|(id, audience)| audience.primary > 0 && !groups.contains_key(&(**id, arm.as_str())));
-        found.extend(unserved.map(|(id, audience)| format!("{id}: serves {} users, but has no row for {arm}", audience.primary)));
         for (id, campaign) in &offers.campaigns {
-            let spent = spent.get(&(id.as_str(), arm.as_str())).copied().unwrap_or(0);
-            let budget = tables.shares.part(campaign.daily_budget, *arm);
+            let spent = spent.get(&(id.as_str(), arm)).copied().unwrap_or(0);
+            let budget = terms.shares.part(campaign.daily_budget, arm);
             if spent > budget.into() {
                 let (spent, budget) = (money::currency(spent), money::currency(budget.into()));
                 found.push(format!("campaign {id}, {arm}: planned spend {spent} exceeds its part of the budget, {budget}"));

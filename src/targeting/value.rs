@@ -48,7 +48,12 @@ pub struct Campaign {
     pub daily_budget: i64,
     /// Impressions a user and day.
     pub frequency_cap: Option<u32>,
+    /// Cost of a conversion, at most.
     pub target_cpa: Option<i64>,
+    /// Revenue per cost, at least, in millionths.
+    pub target_roi: Option<i64>,
+    /// Impressions a day, at least, where that can be had.
+    pub min_impressions: Option<u32>,
 }
 
 impl Offers {
@@ -143,19 +148,23 @@ pub fn offers(ads: &RecordBatch, campaigns: Option<&RecordBatch>, valid_from: Da
 fn read_campaigns(campaigns: &RecordBatch) -> Result<BTreeMap<String, Campaign>> {
     let ids = full::<StringArray>(campaigns, "campaign_id")?;
     let budgets = money::column(campaigns, "daily_budget")?.ok_or_else(|| Error::contract("column daily_budget is absent"))?;
-    let target_cpas = money::column(campaigns, "target_cpa")?;
-    let caps = optional_column::<Int64Array>(campaigns, "frequency_cap")?;
+    let (target_cpas, target_rois) = (money::column(campaigns, "target_cpa")?, money::column(campaigns, "target_roi")?);
+    let (caps, minima) = (optional_column(campaigns, "frequency_cap")?, optional_column(campaigns, "min_impressions")?);
+    let above_zero = |column: Option<&[Option<i64>]>, row: usize| column.and_then(|column| column[row]).filter(|it| *it > 0);
+    let count = |column: Option<&Int64Array>, row: usize, what: std::fmt::Arguments<'_>| {
+        let value = column.filter(|column| column.is_valid(row)).map(|column| column.value(row));
+        value.map(|value| u32::try_from(value).map_err(|_| Error::contract(format_args!("{what} {value}")))).transpose()
+    };
     let mut read = BTreeMap::new();
     for (row, daily_budget) in budgets.into_iter().enumerate() {
         let id = ids.value(row);
-        let cap = caps.filter(|caps| caps.is_valid(row)).map(|caps| caps.value(row));
         let campaign = Campaign {
             // No budget named is none to spend.
             daily_budget: daily_budget.unwrap_or(0),
-            frequency_cap: cap
-                .map(|cap| u32::try_from(cap).map_err(|_| Error::contract(format_args!("campaign {id} has frequency_cap {cap}"))))
-                .transpose()?,
-            target_cpa: target_cpas.as_ref().and_then(|amounts| amounts[row]),
+            frequency_cap: count(caps, row, format_args!("campaign {id} has frequency_cap"))?,
+            target_cpa: above_zero(target_cpas.as_deref(), row),
+            target_roi: above_zero(target_rois.as_deref(), row),
+            min_impressions: count(minima, row, format_args!("campaign {id} has min_impressions"))?,
         };
         if read.insert(id.to_owned(), campaign).is_some() {
             return Err(Error::contract(format_args!("campaign {id} stands twice in the campaigns")));

@@ -4,7 +4,7 @@ use crate::error::{Error, Result};
 use crate::platform::catalog::nearest;
 use crate::platform::diagnostic::{Diagnostic, Severity};
 use crate::platform::engine;
-use crate::platform::run::{Run, resolve_date};
+use crate::platform::run::resolve_date;
 use crate::platform::statement;
 use crate::workbench::check::{Checked, Column};
 use crate::workbench::lint;
@@ -82,8 +82,7 @@ impl Shell {
 
     fn move_to(&mut self, day: &str) -> Result<Answer> {
         let date = resolve_date(day, &self.desk.run.job)?;
-        let run = &self.desk.run;
-        self.desk.run = Run::new(run.job.clone(), date, run.raw.clone(), run.output.clone(), run.catalog.clone(), run.engine.clone());
+        self.desk.run = self.desk.run.on(date);
         self.context = engine::session(&self.desk.run.engine)?;
         Ok(Answer::Text(format!("as of the end of {date}")))
     }

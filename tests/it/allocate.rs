@@ -2,6 +2,7 @@
 //! planned is refused in one sentence.
 
 use microlp::{ComparisonOp, OptimizationDirection};
+use nightmarket::allocate::explain::mendings;
 use nightmarket::allocate::{Problem, allocate};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -20,7 +21,7 @@ fn the_bounds_enclose_the_optimum_under_every_kind_of_constraint() {
         assert!(certificate.gap <= 1e-4 && certificate.max_violation == 0.0, "{seed} {certificate:?}");
         let whole: Vec<f64> = plan.whole.iter().map(|n| *n as f64).collect();
         assert!(problem.violation(&whole) <= 1e-12, "{seed}");
-        if let Some(optimum) = optimum(&problem) {
+        if let Some(optimum) = optimum(&problem, &problem.value) {
             let hair = 1e-7 * optimum.abs().max(1.0);
             let enclosed = certificate.upper_bound >= optimum - hair && certificate.value <= optimum + hair;
             assert!(enclosed, "{seed} {optimum} {certificate:?}");
@@ -56,10 +57,58 @@ fn random_problem(random: &mut ChaCha8Rng) -> Problem {
     problem
 }
 
-/// By the simplex method; none where it fails on a degenerate instance.
-fn optimum(problem: &Problem) -> Option<f64> {
+/// What an impression of a minimum costs buys a thousand others, each worth twice as much: ten of the penalty are cheaper.
+#[test]
+fn the_least_shortfall_is_told_where_the_plan_of_most_value_is_short_by_more() {
+    let of_group = |micros: f64| Problem {
+        minimum: vec![10.0, 0.0],
+        group_budget: vec![micros],
+        penalty: 10.0,
+        segment: vec![0, 0],
+        ad: vec![0, 1],
+        value: vec![0.5, 1.0],
+        cost: vec![1e6, 1e3],
+        cap: vec![f64::INFINITY; 2],
+        ..Problem::of_budgets(vec![1e6], vec![100e6; 2])
+    };
+    for (budget, least) in [(12e6, 0.0), (6e6, 4.0)] {
+        let problem = of_group(budget);
+        let plan = allocate(&problem, None, 1).unwrap();
+        assert!(plan.certificate.shortfall > 9.9, "{:?}", plan.certificate);
+        let found = mendings(&problem, &plan, 1).unwrap();
+        let lacking: f64 = found.iter().map(|mending| mending.lower_minimum_by).sum();
+        assert!((lacking - least).abs() < 1e-2, "{budget}: {found:?}");
+        assert!(found.iter().all(|mending| mending.ad == 0 && mending.raise_budget_by.is_none()), "the group pays: {found:?}");
+    }
+    // Alone and with money for six, the ad needs that of four more.
+    let alone = Problem { group_budget: vec![], budget: vec![6e6, 100e6], ..of_group(0.0) };
+    let found = mendings(&alone, &allocate(&alone, None, 1).unwrap(), 1).unwrap();
+    assert!((found[0].lower_minimum_by - 4.0).abs() < 1e-2 && (found[0].raise_budget_by.unwrap() - 4e6).abs() < 1e4, "{found:?}");
+}
+
+#[test]
+fn no_plan_is_short_of_the_minima_by_less_than_the_mendings_say() {
+    let mut infeasible = 0;
+    for seed in 0..100 {
+        let problem = random_problem(&mut ChaCha8Rng::seed_from_u64(seed));
+        let plan = allocate(&problem, None, 1).unwrap();
+        let found = mendings(&problem, &plan, 1).unwrap();
+        assert_eq!(found, mendings(&problem, &plan, 2).unwrap(), "{seed}");
+        let lacking: f64 = found.iter().map(|mending| mending.lower_minimum_by).sum();
+        // Nothing is worth much, a missing impression costs one: the optimum is the least shortfall.
+        let worth: Vec<f64> = problem.value.iter().map(|value| 1e-6 * value).collect();
+        let Some(optimum) = optimum(&Problem { penalty: 1.0, ..problem.clone() }, &worth) else { continue };
+        let hair = 2e-4 * problem.minimum.iter().sum::<f64>() + 0.2;
+        assert!((lacking + optimum).abs() <= hair, "{seed}: {lacking} {optimum}");
+        infeasible += u64::from(lacking > 1.0);
+    }
+    assert!(infeasible > 20, "{infeasible}");
+}
+
+/// Of the plan of most `worth`, by the simplex method; none where it fails on a degenerate instance.
+fn optimum(problem: &Problem, worth: &[f64]) -> Option<f64> {
     let mut lp = microlp::Problem::new(OptimizationDirection::Maximize);
-    let x: Vec<_> = (0..problem.value.len()).map(|pair| lp.add_var(problem.value[pair], (0.0, problem.cap[pair]))).collect();
+    let x: Vec<_> = (0..problem.value.len()).map(|pair| lp.add_var(worth[pair], (0.0, problem.cap[pair]))).collect();
     let terms = |of: &dyn Fn(usize) -> bool, coefficient: &dyn Fn(usize) -> f64| -> Vec<_> {
         (0..x.len()).filter(|pair| of(*pair)).map(|pair| (x[pair], coefficient(pair))).collect()
     };
@@ -163,6 +212,7 @@ fn every_ad_is_told_what_holds_it_back() {
     // A unit of money buys two impressions, each worth one more than those of the other ad.
     assert!((found["campaigns"][0]["shadow_price"].as_f64().unwrap() - 2.0).abs() < 1e-2, "{found}");
     assert_eq!(found["campaigns"][4]["mend"]["lower_min_impressions_by"], 10.0);
+    assert_eq!((&found["shortfall"], &found["least_shortfall"]), (&Value::from(10.0), &Value::from(10.0)));
 }
 
 #[test]

@@ -345,7 +345,8 @@ fn after_a_rollback_a_rerun_of_the_night_leaves_the_earlier_table_serving() {
     published(&shop);
     let run = shop.run(NEXT);
     let suppressed = block_on(nightmarket::ingest::suppressed_on(&run, &shop.spec.ingest, &key())).unwrap();
-    block_on(nightmarket::publish::rollback(&run, "1", &suppressed, shop.spec.segments.floor)).expect("rolls back");
+    let privacy = nightmarket::publish::Privacy { suppressed: &suppressed, floor: shop.spec.floor() };
+    block_on(nightmarket::publish::rollback(&run, "1", privacy)).expect("rolls back");
     let facts = shop.night(NEXT).expect("runs again");
     assert_eq!(facts.publish.expect("a finding").state, State::AlreadyPublished);
     let history = shop.history();

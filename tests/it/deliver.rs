@@ -35,7 +35,7 @@ fn release(run: &str, users: usize) -> Release {
         run: run.into(),
         generation: 1,
         policy_version: format!("shop-{run}"),
-        forgets: false,
+        may_stay: ["a1", "b2", "c3"].map(str::to_owned).to_vec(),
         users: (0..users).map(user).collect(),
         ads: (0..7 * ADS).map(ad).collect(),
     }
@@ -94,8 +94,8 @@ impl Shelf for Interrupted<'_> {
     async fn flip(&mut self, release: &Release, from: Option<&str>) -> Result<bool> {
         self.inner.flip(release, from).await
     }
-    async fn retire(&mut self, job: &str, keep: &[&str]) -> Result<()> {
-        self.inner.retire(job, keep).await
+    async fn retire(&mut self, release: &Release, before: Option<&str>) -> Result<()> {
+        self.inner.retire(release, before).await
     }
     async fn segments_of(&mut self, job: &str, run: &str, user: &str) -> Result<Vec<String>> {
         self.inner.segments_of(job, run, user).await
@@ -251,8 +251,8 @@ fn suite(kind: Kind) {
         let (run, segments) = Reader::connect(kind, &server).await.ask(&third.users[5].user_id).await;
         assert_eq!((run.as_str(), &segments), ("c3", &third.users[5].segments));
 
-        // Somebody was forgotten: the runs in which they are go at once, the run of the load that died among them.
-        let fourth = Release { forgets: true, ..release("d4", USERS) };
+        // Somebody was forgotten, whatever was committed since: the runs in which they are go at once, the run of the load that died, too.
+        let fourth = Release { may_stay: vec!["d4".to_owned()], ..release("d4", USERS) };
         assert_eq!(load(&server, &fourth).await.expect("loads").state, State::Loaded);
         let mut shelf = shelf(&server).await;
         for run in ["a1", "b2", "c3"] {
@@ -296,8 +296,9 @@ fn the_night_loads_after_its_commit_and_a_dead_store_costs_no_table() {
         (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned(), String::from_utf8_lossy(&output.stderr).into_owned())
     };
     let from = running.url.to_string();
-    let (code, here, _) = command(&["lookup", "--segment", "everyone", "--output", "json"]);
-    let (_, there, _) = command(&["lookup", "--segment", "everyone", "--output", "json", "--from", &from]);
+    let segment = block_on(Release::read(&shop.run(NEXT).output, None)).expect("a table serves").ads[0].segment_id.clone();
+    let (code, here, _) = command(&["lookup", "--segment", &segment, "--output", "json"]);
+    let (_, there, _) = command(&["lookup", "--segment", &segment, "--output", "json", "--from", &from]);
     let json = |text: &str| -> serde_json::Value { serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}")) };
     assert_eq!(code, Some(0));
     assert_eq!(json(&here)["ads"], json(&there)["ads"], "object storage and the store agree");

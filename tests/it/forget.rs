@@ -1,18 +1,23 @@
 //! Nobody stays who must go: `forget`, `gc`, the suppression list's age, and canaries through a whole night.
 
 use crate::shop::{DATE, NEXT, SECRET, Shop, block_on, copy, key};
-use arrow::array::{Array, AsArray, StringArray};
+use arrow::array::{Array, ArrayRef, AsArray, Float64Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
+use arrow::compute::concat_batches;
 use arrow::datatypes::DataType;
 use chrono::{Days, TimeDelta};
 use nightmarket::deliver::Release;
 use nightmarket::error::Kind;
+use nightmarket::ingest;
 use nightmarket::platform::catalog::IdDomain;
 use nightmarket::platform::storage::{Store, parquet_table};
-use nightmarket::publish::{self, CommitKind, State};
+use nightmarket::publish::{self, Commit, CommitKind, Privacy, State, Tables};
+use nightmarket::targeting::tables;
 use nightmarket::types::column;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::Arc;
 
 fn output(shop: &Shop) -> Store {
     Store::open(&shop.spec.store.output).expect("a store")
@@ -24,6 +29,43 @@ fn somebody(shop: &Shop) -> String {
     let rows = block_on(output(shop).child(&head.tables).read_parquet("user_segments.parquet")).expect("a table");
     let users = column::<StringArray>(&rows, "user_id").expect("users");
     users.value(users.len() - 1).to_owned()
+}
+
+fn tables_of(shop: &Shop, commit: &Commit) -> Tables {
+    block_on(Tables::read(&output(shop).child(&commit.tables))).expect("tables")
+}
+
+/// The users of the table of a commit, which breaks none of its own rules.
+fn sound_users(shop: &Shop, commit: &Commit, floor: u64) -> BTreeSet<String> {
+    let Tables { segments, user_segments, segment_ads, shadow_ads } = &tables_of(shop, commit);
+    let whole = tables::Tables { segments, user_segments, segment_ads, shadow_ads, weights: None, floor };
+    assert_eq!(tables::check(&whole), [""; 0], "generation {}", commit.generation);
+    column::<StringArray>(user_segments, "user_id").expect("users").iter().flatten().map(str::to_owned).collect()
+}
+
+/// A user of the table that serves: the shop's own id, and the pseudonym.
+fn targeted(shop: &Shop) -> (String, String) {
+    let served = sound_users(shop, &shop.history().pop().expect("a table serves"), 50);
+    let rows = parquet_table(std::fs::read(shop.raw(&format!("users/dt={NEXT}/part-0.parquet"))).expect("users").into()).expect("Parquet");
+    let ids = column::<StringArray>(&rows, "uid").expect("ids").iter().flatten();
+    let mut named = ids.map(|id| (id.to_owned(), key().pseudonym(IdDomain::User, id)));
+    named.find(|(_, pseudonym)| served.contains(pseudonym)).expect("somebody is served")
+}
+
+fn rewrite(folder: &Path, change: impl FnOnce(RecordBatch) -> RecordBatch) {
+    let rows = change(parquet_table(std::fs::read(folder.join("part-0.parquet")).expect("a file").into()).expect("Parquet"));
+    let store = Store::open(&folder.display().to_string()).expect("a store");
+    block_on(store.write_parquet("part-0.parquet", rows.schema(), &[rows])).expect("written");
+}
+
+/// Adds a user to the list of the second night.
+fn suppress(shop: &Shop, id: &str) {
+    let since = TimestampMicrosecondArray::from(vec![shop.run(DATE).as_of().timestamp_micros()]).with_timezone("UTC");
+    let text = |value: &str| Arc::new(StringArray::from(vec![value])) as ArrayRef;
+    rewrite(&shop.raw(&format!("suppressions/dt={NEXT}")), |rows| {
+        let row = RecordBatch::try_new(rows.schema(), vec![text(id), text("erasure"), Arc::new(since)]).expect("a row");
+        concat_batches(&rows.schema(), [&rows, &row]).expect("one table")
+    });
 }
 
 /// Every file below a folder.
@@ -58,9 +100,12 @@ fn in_rows(bytes: Vec<u8>, text: &str) -> bool {
 #[test]
 fn a_forgotten_user_is_in_no_retained_output_and_the_rest_still_serves() {
     let shop = Shop::served();
-    shop.night(NEXT).expect("the second night runs");
+    let second = shop.night(NEXT).expect("the second night runs").publish.expect("a finding");
     let (before, user) = (shop.history(), somebody(&shop));
     let root = shop.root.join("out");
+    let delta = second.delta.expect("a table served before");
+    let told = block_on(output(&shop).child(&before[1].tables).read_parquet("delta.parquet")).expect("a delta");
+    assert_eq!((delta.against, delta.added + delta.removed + delta.changed), (before[0].policy_version.clone(), told.num_rows() as u64));
     // Somebody's export in the store's root: it goes, and nothing beside it.
     let serving = root.join(&before[1].tables).join("user_segments.parquet");
     std::fs::copy(serving, root.join("export.parquet")).expect("copied");
@@ -70,13 +115,15 @@ fn a_forgotten_user_is_in_no_retained_output_and_the_rest_still_serves() {
         "{held:?}"
     );
 
-    let seen = block_on(publish::forget(&output(&shop), &user, shop.spec.segments.floor, true)).expect("looks");
+    let nobody = HashSet::new();
+    let privacy = Privacy { suppressed: &nobody, floor: shop.spec.floor() };
+    let seen = block_on(publish::forget(&output(&shop), &user, privacy, true)).expect("looks");
     assert_eq!(
         (seen.found.iter().map(|trace| trace.files.len()).sum::<usize>(), holding(&root, &user)),
         (held.len(), held),
         "a dry run removes nothing"
     );
-    let gone = block_on(publish::forget(&output(&shop), &user, shop.spec.segments.floor, false)).expect("forgets");
+    let gone = block_on(publish::forget(&output(&shop), &user, privacy, false)).expect("forgets");
     assert_eq!(gone.rows, seen.rows);
     assert_eq!(holding(&root, &user), [""; 0]);
 
@@ -88,14 +135,91 @@ fn a_forgotten_user_is_in_no_retained_output_and_the_rest_still_serves() {
         assert!(!root.join(&old.tables).join("_manifest.json").exists(), "the old tables are deleted");
         let manifest = std::fs::read_to_string(root.join(&new.tables).join("_manifest.json")).expect("a manifest");
         assert!(manifest.contains("tombstone"), "{manifest}");
+        assert!(!manifest.contains("delta.parquet"), "a copy follows no table: {manifest}");
+        assert!(!sound_users(&shop, new, shop.spec.segments.floor).contains(&user));
     }
     let serving = block_on(Release::read(&output(&shop), None)).expect("reads");
     assert!(serving.users.len() > 100 && serving.users.iter().all(|other| other.user_id != user), "the others are still served");
-    let back = block_on(publish::rollback(&shop.run(NEXT), "1", &Default::default(), shop.spec.segments.floor))
-        .expect("an old table serves again");
+    let back = block_on(publish::rollback(&shop.run(NEXT), "1", privacy)).expect("an old table serves again");
     assert_eq!(back.tables, after[0].tables);
-    let again = block_on(publish::forget(&output(&shop), &user, shop.spec.segments.floor, false)).expect("forgets again");
+    // Whatever was committed since: no store may hold a table with the user.
+    let may_stay = block_on(Release::read(&output(&shop), None)).expect("reads").may_stay;
+    assert_eq!(may_stay, [head.run(), back.run()]);
+    let again = block_on(publish::forget(&output(&shop), &user, privacy, false)).expect("forgets again");
     assert_eq!((again.rows, again.generation), (0, None));
+}
+
+#[test]
+fn a_segment_that_a_removal_leaves_below_the_floor_goes_and_its_users_are_served_by_the_next() {
+    let shop = Shop::served();
+    let before = tables_of(&shop, &shop.history()[0]);
+    let texts = |rows: &RecordBatch, name: &str| -> Vec<String> {
+        column::<StringArray>(rows, name).expect("a column").iter().flatten().map(str::to_owned).collect()
+    };
+    let ranks = column::<Int64Array>(&before.user_segments, "rank").expect("ranks");
+    let mut served: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    let rows = texts(&before.user_segments, "segment_id").into_iter().zip(texts(&before.user_segments, "user_id"));
+    for ((segment, user), _) in rows.zip(ranks).filter(|(_, rank)| *rank == Some(1)) {
+        served.entry(segment).or_default().push(user);
+    }
+    let (smallest, users) = served.iter().min_by_key(|(_, users)| users.len()).expect("a segment");
+    let (nobody, floor) = (HashSet::new(), users.len() as u64);
+    assert!(floor >= shop.spec.segments.floor && served.len() > 1, "{floor} {}", served.len());
+    block_on(publish::forget(&output(&shop), &users[0], Privacy { suppressed: &nobody, floor: Some(floor) }, false)).expect("forgets");
+    let head = shop.history().pop().expect("a table serves");
+    let left = sound_users(&shop, &head, floor);
+    assert!(!left.contains(&users[0]) && served.iter().filter(|(id, _)| *id != smallest).all(|(_, users)| left.contains(&users[0])));
+    let after = tables_of(&shop, &head);
+    for (rows, before) in [
+        (&after.segments, &before.segments),
+        (&after.user_segments, &before.user_segments),
+        (&after.segment_ads, &before.segment_ads),
+        (&after.shadow_ads, &before.shadow_ads),
+    ] {
+        assert!(texts(before, "segment_id").contains(smallest) && !texts(rows, "segment_id").contains(smallest));
+    }
+}
+
+#[test]
+fn an_old_table_serves_again_without_who_is_on_the_newest_list_whatever_the_date() {
+    let shop = Shop::served();
+    let (id, pseudonym) = targeted(&shop);
+    shop.night(NEXT).expect("the second night runs");
+    suppress(&shop, &id);
+    let run = shop.run(DATE);
+    let suppressed = block_on(ingest::suppressed_on(&run, &shop.spec.ingest, &key())).expect("a list");
+    assert!(suppressed.contains(&pseudonym), "the list of a later day has arrived");
+    assert!(block_on(ingest::suppressed_at_last(&run, &shop.spec.ingest, &key())).expect("a list").contains(&pseudonym));
+    let privacy = Privacy { suppressed: &suppressed, floor: shop.spec.floor() };
+    let commit = block_on(publish::rollback(&run, "1", privacy)).expect("rolls back");
+    assert_eq!((commit.kind, commit.generation, commit.run_date), (CommitKind::Rollback, 3, DATE));
+    let users = sound_users(&shop, &commit, shop.spec.segments.floor);
+    assert!(users.len() > 100 && !users.contains(&pseudonym), "{}", users.len());
+}
+
+#[test]
+fn a_night_that_keeps_the_table_serves_it_without_who_was_suppressed_since() {
+    let shop = Shop::served();
+    let before = shop.history();
+    let (id, pseudonym) = targeted(&shop);
+    suppress(&shop, &id);
+    rewrite(&shop.raw(&format!("campaigns/dt={NEXT}")), |rows| {
+        let mut columns = rows.columns().to_vec();
+        columns[rows.schema().index_of("daily_budget").expect("budgets")] = Arc::new(Float64Array::from(vec![0.0; rows.num_rows()]));
+        RecordBatch::try_new(rows.schema(), columns).expect("the same columns")
+    });
+    let kept = shop.night(NEXT).expect("the night runs").publish.expect("a finding");
+    assert_eq!(kept.state, State::Kept);
+    assert!(kept.reason.contains("generation 2 serves what stays"), "{}", kept.reason);
+    let after = shop.history();
+    assert_eq!((after.len(), &after[0]), (2, &before[0]));
+    assert_eq!((after[1].kind, &after[1].policy_version), (CommitKind::Forget, &before[0].policy_version));
+    let users = sound_users(&shop, &after[1], shop.spec.segments.floor);
+    assert!(users.len() > 100 && !users.contains(&pseudonym), "{}", users.len());
+    // No serving store may hold the table before.
+    assert_eq!(block_on(Release::read(&output(&shop), None)).expect("reads").may_stay, [after[1].run()]);
+    shop.night(NEXT).expect("runs again");
+    assert_eq!(shop.history(), after);
 }
 
 #[test]
