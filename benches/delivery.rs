@@ -4,7 +4,6 @@
 //! store; during the second one connection asks for random users all the time and takes down what it misses.
 
 #[path = "../tests/it/servers.rs"]
-#[expect(dead_code, reason = "the tests also kill them")]
 mod servers;
 
 use nightmarket::deliver::{self, Ad, Release, Settings, User};
@@ -73,7 +72,7 @@ fn release(run: &str, users: usize) -> Release {
         run: run.into(),
         generation: 1,
         policy_version: format!("shop-{run}"),
-        forgets: false,
+        may_stay: ["one", "two"].map(str::to_owned).to_vec(),
         users: (0..users).map(|user| User { user_id: name(user), segments: segments(user) }).collect(),
         ads: (0..SEGMENTS * ARMS.len() * ADS_OF_A_SEGMENT).map(ad).collect(),
     }

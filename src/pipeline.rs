@@ -13,6 +13,7 @@ mod lineage;
 mod measure;
 mod money;
 mod reports;
+mod rules;
 mod serving;
 
 use crate::error::{Error, Result};
@@ -116,7 +117,7 @@ async fn night(run: &Run, spec: &Spec, key: &Key, until: Stage, facts: &mut Fact
         return Ok(());
     }
 
-    let segmented = serving::segments(run, spec, &staged, &snapshots, &chosen, previous.as_ref()).await?;
+    let segmented = serving::segments(run, spec, &staged, &snapshots, &chosen, previous.as_ref(), &mut facts.skipped).await?;
     facts.segments = Some(segmented.facts.clone());
     run.log_stage("segments");
     if until == Stage::Segments {

@@ -3,7 +3,8 @@
 //! A user's labels are the categories that lie furthest above their base rate for that user: the best of a user, not a
 //! threshold, for a quiet user is below the base everywhere and still has a taste. A sensitive category, everything below one,
 //! and an id that the category table does not know never become a label. A segment below the floor of distinct eligible users
-//! is merged into its parent, up to the root, and only there dropped. Every eligible user is also in `everyone`, ranked last.
+//! is merged into its parent, up to the root, and only there dropped. The shop's own rules make segments, too, before a user's
+//! interests or after them. Every eligible user is also in `everyone`, ranked last.
 //!
 //! Serving sees a user's first segment alone, so the floor holds for these users, too: a segment that would serve fewer is withheld,
 //! and whom it served is served by the next of their labels, by a segment above these, by `everyone`, or by none.
@@ -56,11 +57,27 @@ impl Settings {
 /// The segment of all eligible users.
 pub const EVERYONE: &str = "everyone";
 
+/// The users whom a query of the shop names: a segment beside the learned ones.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rule {
+    pub segment_id: String,
+    pub label: String,
+    /// Whether it comes before the interests of its users, or stands in for them where none is released.
+    pub leads: bool,
+    pub users: BTreeSet<String>,
+}
+
+/// Whether a segment is a rule's.
+pub fn is_rule(segment_id: &str) -> bool {
+    segment_id.starts_with("rule:")
+}
+
 pub struct Inputs<'a> {
     /// user_id, category_id, score (calibrated probability), above_base (how far above the category's base rate).
     pub scores: &'a RecordBatch,
     /// category_id, parent_id?, name, sensitive.
     pub categories: &'a RecordBatch,
+    pub rules: &'a [Rule],
     /// Users who may be targeted, suppressed ones already taken out; `None`: every user of the scores.
     pub eligible: Option<&'a BTreeSet<String>>,
     /// Yesterday's released user_segments.
@@ -387,7 +404,11 @@ fn release<'a>(
     let needed = |segment: &str| if known(segment) { settings.floor } else { settings.enter };
     let (merged, mut withheld) = merge(inputs, taxonomy, labels, needed);
     let labels_of = |user: &str| labels.by_user.get(user).map_or(&[][..], Vec::as_slice);
-    let choices: BTreeMap<&str, Choices> = labels.users.iter().map(|user| (*user, merged.choices(taxonomy, labels_of(user)))).collect();
+    let choices_of = |user: &str| Choices {
+        rules: inputs.rules.iter().filter(|rule| rule.users.contains(user)).collect(),
+        ..merged.choices(taxonomy, labels_of(user))
+    };
+    let choices: BTreeMap<&str, Choices> = labels.users.iter().map(|user| (*user, choices_of(user))).collect();
     let ids = choices.iter().map(|(user, choices)| (*user, choices.ids())).collect();
     let small = too_small(&ids, |user| weight_of(inputs, user), needed);
     let of_user = choices.iter().map(|(user, choices)| (*user, choices.left(&small))).filter(|(_, left)| !left.is_empty()).collect();
@@ -478,6 +499,8 @@ struct Choices<'a> {
     all: Vec<(&'a str, f64)>,
     /// How many of them are of the user's own labels; the rest lie above these and stand in for them where none is left.
     own: usize,
+    /// Those that the user falls under.
+    rules: Vec<&'a Rule>,
 }
 
 impl<'a> Choices<'a> {
@@ -487,18 +510,24 @@ impl<'a> Choices<'a> {
         }
     }
 
+    fn rules(&self, leads: bool) -> impl Iterator<Item = (&'a str, f64)> {
+        self.rules.iter().filter(move |rule| rule.leads == leads).map(|rule| (rule.segment_id.as_str(), 1.0))
+    }
+
     fn ids(&self) -> Vec<&'a str> {
-        self.all.iter().map(|(id, _)| *id).chain([EVERYONE]).collect()
+        let interests = self.all.iter().copied();
+        self.rules(true).chain(interests).chain(self.rules(false)).chain([(EVERYONE, 1.0)]).map(|(id, _)| id).collect()
     }
 
     fn left(&self, withheld: &BTreeMap<&str, u64>) -> Vec<(String, f64)> {
-        let stays = |choice: &&(&str, f64)| !withheld.contains_key(choice.0);
+        let stays = |choice: &(&str, f64)| !withheld.contains_key(choice.0);
         let (own, above) = self.all.split_at(self.own);
-        let mut left: Vec<&(&str, f64)> = own.iter().filter(stays).collect();
-        if left.is_empty() {
-            left.extend(above.iter().find(stays));
+        let mut interests: Vec<(&str, f64)> = own.iter().copied().filter(stays).collect();
+        if interests.is_empty() {
+            interests.extend(above.iter().copied().find(stays));
         }
-        left.into_iter().chain(Some(&(EVERYONE, 1.0)).filter(stays)).map(|(id, score)| ((*id).to_owned(), *score)).collect()
+        let others = self.rules(false).chain([(EVERYONE, 1.0)]).filter(stays);
+        self.rules(true).filter(stays).chain(interests).chain(others).map(|(id, score)| (id.to_owned(), score)).collect()
     }
 }
 
@@ -600,6 +629,10 @@ impl Released<'_> {
                 size_released: weight(inputs, &users),
                 stability: stability(id, &users),
             };
+            if let Some(rule) = inputs.rules.iter().find(|rule| rule.segment_id == id) {
+                let size = weight(inputs, labels.users.iter().filter(|user| rule.users.contains(**user)));
+                return SegmentFacts { label: rule.label.clone(), path: rule.label.clone(), size, ..of_all };
+            }
             let Some(category) = category_of(id) else { return of_all };
             let names: Vec<&str> = taxonomy.paths[category].iter().map(|id| taxonomy.name(id)).collect();
             SegmentFacts {
@@ -721,7 +754,7 @@ mod tests {
 
     fn run(rows: &[(String, &str, f64)], eligible: Option<&BTreeSet<String>>, previous: Option<&RecordBatch>) -> Segments {
         let (scores, categories) = (scores(rows), categories());
-        segment(&settings(), &Inputs { scores: &scores, categories: &categories, eligible, previous, weights: None }).unwrap()
+        segment(&settings(), &Inputs { scores: &scores, categories: &categories, rules: &[], eligible, previous, weights: None }).unwrap()
     }
 
     #[test]
@@ -749,6 +782,26 @@ mod tests {
         assert!(labels.iter().all(|label| label == Some("phones")));
         assert_eq!((segments.facts.sensitive_categories, segments.facts.unknown_categories), (5, 1));
         assert_eq!(segments.facts.segments.len(), 1);
+    }
+
+    #[test]
+    fn a_rule_leads_its_users_or_stands_in_for_their_interests_and_keeps_the_floor() {
+        let named = |from: usize, to: usize| (from..to).map(|user| format!("u_{user:04}")).collect::<BTreeSet<_>>();
+        let rule = |name: &str, leads: bool, users| Rule { segment_id: format!("rule:{name}"), label: name.to_uppercase(), leads, users };
+        let rules = [rule("few", true, named(0, 10)), rule("vip", true, named(0, 65)), rule("idle", false, named(60, 195))];
+        let (scores, categories, eligible) = (scores(&users(0, 130, "phones", 1.0)), categories(), named(0, 200));
+        let inputs =
+            Inputs { scores: &scores, categories: &categories, rules: &rules, eligible: Some(&eligible), previous: None, weights: None };
+        let segments = segment(&settings(), &inputs).unwrap();
+        let of = |user| of_user(&segments.user_segments, user, "segment_id");
+        assert_eq!(of("u_0003"), ["rule:vip", "interest:phones"], "those few are served by the next of their segments");
+        assert_eq!(of("u_0100"), ["interest:phones", "rule:idle"]);
+        assert_eq!(of("u_0150"), ["rule:idle"]);
+        assert_eq!(of("u_0199"), [""; 0], "5 users of everyone are too few");
+        let withheld: Vec<_> = segments.facts.withheld.iter().map(|it| (it.segment_id.as_str(), it.size)).collect();
+        assert_eq!(withheld, [("everyone", 5), ("rule:few", 10)]);
+        let vip = segments.facts.segments.iter().find(|it| it.segment_id == "rule:vip").unwrap();
+        assert_eq!((vip.label.as_str(), vip.kind.as_str(), vip.size, vip.size_released), ("VIP", "rule", 65, 65));
     }
 
     #[test]
@@ -829,7 +882,8 @@ mod tests {
     fn weights_count_for_the_floor() {
         let (scores, categories) = (scores(&users(0, 2, "phones", 1.0)), categories());
         let weights = BTreeMap::from([("u_0000".to_owned(), 59)]);
-        let inputs = Inputs { scores: &scores, categories: &categories, eligible: None, previous: None, weights: Some(&weights) };
+        let inputs =
+            Inputs { scores: &scores, categories: &categories, rules: &[], eligible: None, previous: None, weights: Some(&weights) };
         let segments = segment(&settings(), &inputs).unwrap();
         assert_eq!(segments.facts.segments.iter().map(|it| (it.segment_id.as_str(), it.size)).collect::<Vec<_>>(), [(EVERYONE, 59)]);
     }
@@ -839,7 +893,7 @@ mod tests {
         let categories = categories();
         for bad in [f64::NAN, f64::INFINITY, 11.0] {
             let scores = scores(&[("u".to_owned(), "phones", bad)]);
-            let inputs = Inputs { scores: &scores, categories: &categories, eligible: None, previous: None, weights: None };
+            let inputs = Inputs { scores: &scores, categories: &categories, rules: &[], eligible: None, previous: None, weights: None };
             assert_eq!(segment(&settings(), &inputs).unwrap_err().kind, crate::error::Kind::Contract);
         }
         assert!(Settings { floor: 49, ..settings() }.check().is_err());

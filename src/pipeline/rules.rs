@@ -9,6 +9,7 @@ use crate::platform::run::Run;
 use crate::segments::Rule;
 use crate::types::column;
 use arrow::array::{Array, StringArray};
+use chrono::NaiveDate;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The rules that this shop has the tables for; why not the others goes to `skipped`.
@@ -25,11 +26,11 @@ pub fn applicable<'a>(run: &'a Run, staged: &Staged, snapshots: &Snapshots, skip
 }
 
 /// What decides who is in the rules' segments: their text and what they read.
-pub fn keys<'a>(run: &Run, staged: &'a Staged, snapshots: &'a Snapshots, rules: &[&'a Query]) -> BTreeMap<&'a str, Vec<&'a str>> {
-    let features = snapshots.keys(run.date);
+pub fn keys<'a>(staged: &'a Staged, snapshots: &'a Snapshots, date: NaiveDate, rules: &[&'a Query]) -> BTreeMap<&'a str, Vec<&'a str>> {
+    let features = snapshots.keys(date);
     let read = |name: &String| staged.key(name).or_else(|| features.get(name.as_str()).copied());
-    let key = |query: &&'a Query| (query.name.as_str(), [query.sha256.as_str()].into_iter().chain(query.reads.iter().filter_map(read)).collect());
-    rules.iter().map(key).collect()
+    let of = |query: &Query| query.reads.iter().filter_map(read).collect::<Vec<_>>();
+    rules.iter().map(|query| (query.name.as_str(), [vec![query.sha256.as_str()], of(query)].concat())).collect()
 }
 
 /// Asks every rule for its users.

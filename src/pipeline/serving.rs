@@ -1,6 +1,7 @@
 //! A chosen model -> tonight's tables, checked against their rules and last night's.
 
 use super::learning::Chosen;
+use super::rules;
 use crate::admit::{self, Proposal};
 use crate::dataset;
 use crate::deliver::{self, Delivered};
@@ -56,7 +57,9 @@ pub async fn segments(
     snapshots: &Snapshots,
     chosen: &Chosen,
     previous: Option<&Commit>,
+    skipped: &mut Vec<String>,
 ) -> Result<Done<Value>> {
+    let applicable = rules::applicable(run, staged, snapshots, skipped);
     let eligible = staged.people.as_ref().map(|people| &people.target);
     let inputs = json!({
         "settings": spec.segments,
@@ -66,6 +69,7 @@ pub async fn segments(
         "ads": staged.key("ads"),
         "impressions": staged.key("impressions"),
         "categories": staged.key("categories"),
+        "rules": rules::keys(staged, snapshots, run.date, &applicable),
         "consents": staged.key("consents"),
         "suppressions": staged.key("suppressions"),
         "previous": previous.map(|commit| &commit.tables),
@@ -89,8 +93,15 @@ pub async fn segments(
         };
         let weights = rows_by_context(run, staged).await?;
         let categories = table(run, staged, "categories").await?;
-        let inputs =
-            segments::Inputs { scores: &scores, categories: &categories, eligible, previous: previous.as_ref(), weights: weights.as_ref() };
+        let rules = rules::rules(run, staged, snapshots, &applicable).await?;
+        let inputs = segments::Inputs {
+            scores: &scores,
+            categories: &categories,
+            rules: &rules,
+            eligible,
+            previous: previous.as_ref(),
+            weights: weights.as_ref(),
+        };
         let found = segments::segment(&spec.segments, &inputs)?;
         step.write_table("segments.parquet", &found.segments).await?;
         step.write_table("user_segments.parquet", &found.user_segments).await?;

@@ -61,7 +61,9 @@ pub async fn open_more(desk: &Desk, context: &SessionContext, names: impl IntoIt
     for name in &wanted {
         staged.register(context, run, name, run.date, None)?;
     }
-    for query in run.catalog.features.iter().chain(&run.catalog.segments).chain(&run.catalog.checks).filter(|query| wanted.contains(&query.name)) {
+    for query in
+        run.catalog.features.iter().chain(&run.catalog.segments).chain(&run.catalog.checks).filter(|query| wanted.contains(&query.name))
+    {
         let absent = query.reads.iter().find(|read| !context.table_exist(read.as_str()).unwrap_or(false));
         if let Some(absent) = absent {
             let why = staged.facts.skipped.iter().find(|why| why.contains(&format!("table {absent}"))).cloned().unwrap_or_default();

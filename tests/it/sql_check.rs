@@ -316,6 +316,7 @@ async fn all_errors_of_all_files_come_at_once() {
         ("features/deeper/user__e.sql", &feature("SELECT user_id FROM events")),
         ("feature/user__f.sql", &feature("SELECT user_id FROM events")),
         ("staging/other.sql", "-- O.\n-- grain: event_id\n-- owner: us\n-- daily: event_lg\nSELECT event_id FROM raw.event_log\n"),
+        ("segments/buyers.sql", "-- B.\n-- grain: item_id\n-- owner: us\nSELECT item_id FROM items\n"),
         ("staging/wrong.sql", "-- W.\n-- grain: event_id\n-- owner: us\nSELECT event_id FROM event_log\n"),
     ]);
     std::fs::write(shop.path().join("features/user__bytes.sql"), [0xff, 0x00]).expect("written");
@@ -328,6 +329,7 @@ async fn all_errors_of_all_files_come_at_once() {
     rules.sort();
     let expected = [
         ("Bad Name.sql", "name"),
+        ("buyers.sql", "header"),
         ("events.sql", "same-name"),
         ("other.sql", "header"),
         ("user__a.sql", "impure"),

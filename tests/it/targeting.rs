@@ -522,6 +522,7 @@ impl Shop {
     fn try_night(&self) -> Result<Night> {
         let settings = segments::Settings { labels_per_user: 2, floor: 50, enter: 60 };
         let inputs = segments::Inputs {
+            rules: &[],
             scores: &self.interest,
             categories: &self.categories,
             eligible: None,

@@ -114,7 +114,9 @@ fn a_bucket_of_users_is_computed_without_a_shuffle_and_without_sorting_events() 
 fn the_articles_three_users_get_their_labels_in_the_tiny_shop_too() {
     let out = TempDir::new().expect("a temporary folder");
     let spec = spec(out.path());
-    block_on(pipeline::run(&run(&spec), &spec, &key(), Stage::Segments)).expect("runs up to the segments");
+    let facts = block_on(pipeline::run(&run(&spec), &spec, &key(), Stage::Segments)).expect("runs up to the segments");
+    let segments = facts.segments.expect("segments").to_string();
+    assert!(segments.contains("rule:cart_left_behind"), "the shop's rule is released or withheld, and said to be: {segments}");
     let folder = out.path().join(format!("segments/dt={DATE}"));
     let step = std::fs::read_dir(&folder).expect("segments").next().expect("one step").expect("an entry").path();
     let rows = read(&step.join("labels_before_floor.parquet"));
