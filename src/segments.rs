@@ -416,7 +416,11 @@ fn release<'a>(
         segment_id: (*id).to_owned(),
         size: *served,
         merged_into: None,
-        reason: format!("it would serve {served} users, fewer than {}", needed(id)),
+        reason: format!(
+            "it would serve {served} users, fewer than {}; they are served by {}",
+            needed(id),
+            if *id == EVERYONE { "none" } else { "the next of theirs" }
+        ),
     }));
     withheld.sort_by(|a, b| a.segment_id.cmp(&b.segment_id));
     Released { of_user, withheld }

@@ -211,9 +211,9 @@ pub async fn targeting(
     .await
 }
 
-/// Where the tables of earlier nights lie, by policy version.
+/// Where the tables committed before the run's date lie, by policy version. The same on a rerun, even after a rollback.
 async fn tables_before(run: &Run) -> Result<BTreeMap<String, String>> {
-    let commits = history(&run.output).await?.into_iter().filter(|commit| commit.run_date < run.date);
+    let commits = history(&run.output).await?.into_iter().take_while(|commit| commit.run_date < run.date);
     Ok(commits.map(|commit| (commit.policy_version, commit.tables)).collect())
 }
 
