@@ -26,10 +26,11 @@ pub mod policy_value;
 pub mod positions;
 pub mod predictions;
 pub mod scores;
+pub mod split;
 mod units;
 mod wide_sum;
 
-use crate::statistics::ab::{Effect, Srm};
+use crate::statistics::ab::Effect;
 use crate::statistics::ope_limits::Limits;
 use crate::statistics::{Estimate, ope};
 use checks::Check;
@@ -85,7 +86,8 @@ pub struct EvaluationFacts {
     /// Users seen in more than one arm: with them arms are not independent, and intervals of differences are too wide or too narrow.
     pub users_in_several_arms: u64,
     pub arms: Vec<ArmFacts>,
-    pub srm: Option<Srm>,
+    /// How the users were split, against the plan.
+    pub srm: Option<split::Split>,
     pub lift: Vec<Lift>,
     /// Champion against holdout over everybody whom the table could have shown an ad.
     pub incremental: Option<incremental::Incremental>,
