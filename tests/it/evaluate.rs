@@ -364,6 +364,42 @@ fn a_breakdown_by_everybody_one_day_and_unripe_outcomes_are_named() {
     refused(&times, &day(|_| "yesterday".into()), "not_a_time", "column at is no time in 8060 of 8060 rows");
 }
 
+#[test]
+fn a_level_is_judged_by_its_own_checks_and_shows_no_lift_that_they_forbid() {
+    // Every other control of a stretch is on the web and everybody else there on ios: the whole is split as planned, those two are not.
+    let table = three_arms().with_column("platform", |row, _| {
+        let platform = match row {
+            0..4500 => "app",
+            4500..8900 if row % 6 == 0 => "web",
+            4500..8900 => "ios",
+            _ => "tiny",
+        };
+        platform.to_owned()
+    });
+    let command = "ab --unit user --arm arm --control control --metric ctr=clicks/impressions --by platform \
+                   --share control=1 --share better=1 --share same=1";
+    let json = warned(command, &table, "levels_withheld", "ios fails srm; web fails empty_arm and srm");
+    assert_eq!(check(&json, "srm").0, "ok");
+    let levels = &json["breakdown"]["levels"];
+    for (name, verdict) in [("app", "ok"), ("ios", "failed"), ("tiny", "warning"), ("web", "failed")] {
+        let level = &levels[name];
+        assert_eq!(level["verdict"], verdict, "{name}: {level}");
+        let lift = level["metrics"]["ctr"]["better"]["relative"]["estimate"].as_f64();
+        assert_eq!(lift.is_some(), verdict != "failed", "{name}: {level}");
+    }
+    assert!(check(&levels["tiny"], "too_little_data").1.contains("active of 33 units"), "{levels}");
+    assert_eq!((levels["ios"]["srm"]["alarm"].clone(), levels["app"]["srm"]["alarm"].clone()), (true.into(), false.into()));
+
+    let folder = TempDir::new().expect("a temporary folder");
+    let path = folder.path().join("table.csv");
+    std::fs::write(&path, table.text()).expect("written");
+    let mut program = Command::new(env!("CARGO_BIN_EXE_nightmarket"));
+    let output = program.arg("evaluate").args(command.split(' ')).arg("--table").arg(&path).output().expect("starts");
+    let text = String::from_utf8(output.stdout).expect("UTF-8");
+    let ios = text.split("platform = ios").nth(1).and_then(|rest| rest.split("platform = tiny").next()).expect("a level");
+    assert!(ios.contains("no comparison") && ios.contains("FAILED  srm"), "{ios}");
+}
+
 // ------------------------------------------------------------------------------------------------------------------ logged decisions
 
 #[test]
