@@ -274,7 +274,7 @@ fn outcomes(
         for (name, arm) in arms.iter().filter(|(name, _)| **name != experiment.control) {
             let mut outcome = compare(metric, &control.metrics[i].moments, &arm.metrics[i].moments, sound);
             if let Some(resampled) = resampled.filter(|_| sound) {
-                outcome.bootstrap = Some(bootstrapped(metric, resampled, &experiment.control, name, &outcome));
+                outcome.bootstrap = Some(bootstrapped(metric, i, resampled, &experiment.control, name, &outcome));
             }
             found.entry(metric.name.clone()).or_default().insert(name.clone(), outcome);
         }
@@ -377,16 +377,16 @@ fn adjust<'a>(found: impl Iterator<Item = &'a mut BTreeMap<String, Outcome>>) {
     }
 }
 
-fn bootstrapped(metric: &Metric, resampled: &Resampled, control: &str, treatment: &str, outcome: &Outcome) -> Bootstrap {
+fn bootstrapped(metric: &Metric, i: usize, resampled: &Resampled, control: &str, treatment: &str, outcome: &Outcome) -> Bootstrap {
     let theta = outcome.cuped.as_ref().map_or(0.0, |cuped| cuped.theta);
     let value = |measure: Measure, means: &[f64]| match measure {
-        Measure::Mean(column) | Measure::Proportion(column) => means[metric.columns[column]],
-        Measure::Ratio(above, below) => means[metric.columns[above]] / means[metric.columns[below]],
+        Measure::Mean(column) | Measure::Proportion(column) => means[column],
+        Measure::Ratio(above, below) => means[above] / means[below],
     };
     let adjusted = |means: &[f64]| value(metric.outcome, means) - metric.before.map_or(0.0, |before| theta * value(before, means));
     let (mut absolute, mut relative) = (Vec::new(), Vec::new());
     for replicate in 0..resampled.replicates() {
-        let both = resampled.means(control, replicate).zip(resampled.means(treatment, replicate));
+        let both = resampled.means(i, control, replicate).zip(resampled.means(i, treatment, replicate));
         let difference = both.as_ref().map(|(control, treatment)| adjusted(treatment) - adjusted(control));
         absolute.push(difference.filter(|difference| difference.is_finite()));
         let share = difference.zip(both).map(|(difference, (control, _))| difference / value(metric.outcome, &control));
