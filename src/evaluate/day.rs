@@ -1,6 +1,6 @@
 //! A day's impressions -> sums by arm and user: rates and money by arm, and champion against holdout.
 
-use super::{ArmFacts, CHAMPION, EvaluateSettings, EvaluationFacts, HOLDOUT, Lift};
+use super::{ArmFacts, CHAMPION, EvaluateSettings, EvaluationFacts, HOLDOUT, Lift, Owner, owner};
 use crate::error::{Error, Result};
 use crate::statistics::ab;
 use crate::types::{column, optional_column};
@@ -15,8 +15,8 @@ pub fn evaluate(settings: &EvaluateSettings, impressions: &RecordBatch, policy_v
     let columns = Columns::read(impressions, &mut skipped)?;
     let ours = rows_of_policy(impressions, policy_version, &mut skipped)?;
     let arms = columns.by_arm(&ours);
-    let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
-    arms.values().flat_map(|users| users.keys()).for_each(|user| *seen.entry(user).or_default() += 1);
+    let mut seen: BTreeMap<Owner, usize> = BTreeMap::new();
+    arms.values().flat_map(|users| users.keys()).for_each(|user| *seen.entry(*user).or_default() += 1);
     let lift = lift(settings, &columns, &arms, &mut skipped);
     Ok(EvaluationFacts {
         policy_version: policy_version.map(str::to_owned),
@@ -60,7 +60,7 @@ struct Sums {
     revenue: f64,
 }
 
-type Users<'a> = BTreeMap<&'a str, Sums>;
+type Users<'a> = BTreeMap<Owner<'a>, Sums>;
 
 impl<'a> Columns<'a> {
     fn read(impressions: &'a RecordBatch, skipped: &mut Vec<String>) -> Result<Self> {
@@ -94,7 +94,7 @@ impl<'a> Columns<'a> {
         };
         for &row in rows {
             let arm = self.arms.map_or("all", |arms| if arms.is_valid(row) { arms.value(row) } else { "none" });
-            let user = arms.entry(arm).or_default().entry(self.users.value(row)).or_default();
+            let user = arms.entry(arm).or_default().entry(owner(self.users, row)).or_default();
             user.impressions += 1.0;
             user.clicks += one(is_true(self.clicked, row));
             user.conversions += one(self.converted.is_some_and(|converted| is_true(converted, row)));

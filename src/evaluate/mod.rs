@@ -33,11 +33,23 @@ mod wide_sum;
 use crate::statistics::ab::Effect;
 use crate::statistics::ope_limits::Limits;
 use crate::statistics::{Estimate, ope};
+use arrow::array::{Array, StringArray};
 use checks::Check;
 pub use day::evaluate;
 pub use night::night;
 pub use policy::{Forecast, Targets, champion_targets, forecast_targets, given_some_ad, off_policy_value};
 use serde::{Deserialize, Serialize};
+
+/// Whose row it is: the user's, or where none is named nobody else's.
+pub type Owner<'a> = (Option<&'a str>, usize);
+
+/// Rows without a user are not taken for one user: together they would outweigh everybody.
+pub fn owner(users: &StringArray, row: usize) -> Owner<'_> {
+    match users.is_valid(row) {
+        true => (Some(users.value(row)), 0),
+        false => (None, row),
+    }
+}
 
 /// The arm that the table serves, and the one that it is compared to.
 pub const CHAMPION: &str = "champion";

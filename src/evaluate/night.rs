@@ -3,7 +3,7 @@
 //!
 //! Each part stands in its own file and needs its own columns; a part that the shop's logs do not allow is absent and `skipped` says why.
 
-use super::checks::{Check, Status};
+use super::checks::{Check, Status, missing_users};
 use super::day::{self, money};
 use super::{EvaluateSettings, EvaluationFacts, frequency, incremental, late, novelty, pacing, positions, predictions, split};
 use crate::error::{Error, Result};
@@ -122,7 +122,7 @@ impl Rows {
             }
         };
         Ok(Self {
-            users: texts("user_id")?.iter().map(|user| bootstrap::cluster(user.as_deref().unwrap_or_default())).collect(),
+            users: bootstrap::clusters(texts("user_id")?.iter().map(Option::as_deref)),
             ads: texts("ad_id")?.into_iter().map(Option::unwrap_or_default).collect(),
             segments: texts("segment_id")?,
             arms: texts("arm")?,
@@ -174,6 +174,9 @@ fn checks(facts: &EvaluationFacts, night: &Night<'_>, rows: &Rows) -> Vec<Check>
         ),
         None => judge("srm", Some((Status::Skipped, "no table of ours split the users of the day".into())), ""),
     }
+    let missing = night.impressions.column_by_name("user_id").map_or(0, |users| users.null_count());
+    checks.push(missing_users("user_id", missing, night.impressions.num_rows()));
+    let mut judge = |name: &str, worse: Option<(Status, String)>, ok: &str| checks.push(Check::judge(name, worse, ok));
     let (otherwise, all) = split::served_otherwise(rows, night.population);
     let finding = format!("{otherwise} of {all} users were served in another arm than the table assigns them to");
     let status = if otherwise as f64 > MAX_OTHERWISE * all as f64 { Status::Failed } else { Status::Warning };

@@ -347,6 +347,16 @@ fn units_that_are_in_both_arms_nowhere_or_too_heavy_are_named() {
 }
 
 #[test]
+fn a_unit_without_one_metric_still_counts_for_the_others() {
+    let command = format!("{AB} --bootstrap 100");
+    let [clean, broken] = [Csv::read(AB_USERS), Csv::read(AB_USERS).with(7, "revenue", "NaN")].map(|table| on(&command, &table).json);
+    let ctr = |json: &Value| json["metrics"]["ctr"]["treatment"].clone();
+    assert!(ctr(&clean)["bootstrap"]["relative_ci95"][0].is_f64(), "{clean}");
+    assert_eq!(ctr(&clean), ctr(&broken));
+    assert!(broken["metrics"]["revenue"]["treatment"]["absolute"].is_null(), "{broken}");
+}
+
+#[test]
 fn a_breakdown_by_everybody_one_day_and_unripe_outcomes_are_named() {
     let table = Csv::read(AB_USERS);
     let json = refused(&format!("{AB} --by user_id"), &table, "breakdown_levels", "more than 100 values");
@@ -429,6 +439,24 @@ fn off_policy_values_are_obps_under_the_promised_keys() {
         assert!(estimate["assumption"].as_str().is_some_and(|assumption| !assumption.is_empty()));
     }
     assert_eq!(estimates.len(), 10);
+}
+
+#[test]
+fn rows_without_a_user_are_users_of_their_own() {
+    let table = Csv::read(ROUNDS);
+    let half = |nobody: fn(usize) -> String| {
+        table.clone().with_column("user_id", move |row, _| if row < 1000 { (row / 4).to_string() } else { nobody(row) })
+    };
+    let json = warned(OPE, &half(|_| String::new()), "missing_users", "user_id is empty in 1000 of 2000 rows");
+    let width = |json: &Value| {
+        let ends = &json["estimates"]["ips"]["ci95"];
+        ends[1].as_f64().expect("a number") - ends[0].as_f64().expect("a number")
+    };
+    let alone = on(OPE, &half(|row| format!("n{row}"))).json;
+    let one_user = on(OPE, &half(|_| "n".to_owned())).json;
+    let ratio = width(&json) / width(&alone);
+    assert!((0.85..1.18).contains(&ratio), "{ratio}");
+    assert!(width(&one_user) > 2.0 * width(&json), "half of the rows as one user decide everything");
 }
 
 #[test]

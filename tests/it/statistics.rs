@@ -768,6 +768,12 @@ fn what_a_shop_does_not_log_is_absent_and_said_so() {
     assert_eq!((facts.arms[0].clicks, facts.arms[0].revenue, facts.arms[0].roi), (1, Some(1.0), None));
     assert!(facts.skipped.iter().any(|skipped| skipped.contains("not a finite number")));
     assert_eq!(measured(&infinite.slice(0, 0)).users, 0);
+    let nameless = table(vec![
+        ("user_id", Arc::new(StringArray::from(vec![Some("a"), None, None, Some("a")]))),
+        ("clicked", Arc::new(BooleanArray::from(vec![true; 4]))),
+    ]);
+    assert_eq!(measured(&nameless).users, 3, "each row without a user is one");
+    assert_eq!(Clusters::new(&bootstrap::clusters([Some("a"), None, None, Some("a")])).count(), 3);
     let words = table(vec![("user_id", text(&["a"])), ("clicked", Arc::new(BooleanArray::from(vec![true]))), ("cost", text(&["dear"]))]);
     assert!(evaluate(&EvaluateSettings::default(), &words, None).is_err());
     assert!(evaluate(&EvaluateSettings::default(), &rows.project(&[1]).unwrap(), None).is_err());
