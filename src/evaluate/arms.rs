@@ -43,16 +43,13 @@ pub struct Arms {
     pub too_many: bool,
 }
 
+fn layout(metrics: &Metrics) -> Arc<Vec<Vec<usize>>> {
+    Arc::new(metrics.all.iter().map(|metric| metric.columns.clone()).collect())
+}
+
 impl Arms {
     pub fn new(metrics: &Metrics) -> Self {
-        Self {
-            layout: Arc::new(metrics.all.iter().map(|metric| metric.columns.clone()).collect()),
-            levels: BTreeMap::new(),
-            in_several: 0,
-            without_arm: 0,
-            without_unit: 0,
-            too_many: false,
-        }
+        Self { layout: layout(metrics), levels: BTreeMap::new(), in_several: 0, without_arm: 0, without_unit: 0, too_many: false }
     }
 
     /// The arms of a table that is not broken down.
@@ -157,27 +154,34 @@ impl Tally for Arms {
     }
 }
 
-/// Every replicate's sums by arm: in each a unit counts Poisson(1) times, drawn by hashing its name.
+/// Every replicate's sums by arm: in each a unit counts Poisson(1) times, drawn by hashing its name. A unit counts for those metrics in
+/// which all its sums are numbers.
 #[derive(Clone, Debug)]
 pub struct Resampled {
     replicates: usize,
     seed: u64,
-    columns: usize,
-    /// By arm, replicate after replicate: the units, then the sums.
+    /// Of each metric, which of the unit's sums it reads.
+    layout: Arc<Vec<Vec<usize>>>,
+    /// By arm, replicate after replicate, metric after metric: the units, then the sums.
     arms: BTreeMap<String, Vec<Wide>>,
 }
 
 impl Resampled {
     pub fn new(replicates: usize, seed: u64, metrics: &Metrics) -> Self {
-        Self { replicates, seed, columns: metrics.sums.len(), arms: BTreeMap::new() }
+        Self { replicates, seed, layout: layout(metrics), arms: BTreeMap::new() }
     }
 
-    /// Means over the arm's units in a replicate, by column; none without a unit.
-    pub fn means(&self, arm: &str, replicate: usize) -> Option<Vec<f64>> {
-        let width = self.columns + 1;
-        let sums = &self.arms.get(arm)?[replicate * width..(replicate + 1) * width];
+    /// Means over the arm's units in a replicate of each column of a metric; none without a unit.
+    pub fn means(&self, metric: usize, arm: &str, replicate: usize) -> Option<Vec<f64>> {
+        let start = replicate * self.width() + self.layout[..metric].iter().map(|columns| columns.len() + 1).sum::<usize>();
+        let sums = &self.arms.get(arm)?[start..=start + self.layout[metric].len()];
         let units = sums[0].value();
         (units > 0.0).then(|| sums[1..].iter().map(|sum| sum.value() / units).collect())
+    }
+
+    /// Of a replicate.
+    fn width(&self) -> usize {
+        self.layout.iter().map(|columns| columns.len() + 1).sum()
     }
 
     pub fn replicates(&self) -> usize {
@@ -188,20 +192,23 @@ impl Resampled {
 impl Tally for Resampled {
     fn unit(&mut self, unit: &Unit<'_>) {
         let ArmOf::One(arm) = unit.arm else { return };
-        if unit.sums.iter().any(|sum| !sum.is_finite()) {
-            return;
-        }
-        let width = self.columns + 1;
+        let width = self.width();
         if !self.arms.contains_key(arm) {
             self.arms.insert(arm.to_owned(), vec![Wide::default(); self.replicates * width]);
         }
         let all = self.arms.get_mut(arm).expect("it was put there");
-        for (replicate, sums) in all.chunks_exact_mut(width).enumerate() {
-            let weight = weight(unit.hash, replicate, self.seed);
-            if weight > 0 {
-                let weight = f64::from(weight);
-                sums[0].add(weight);
-                sums[1..].iter_mut().zip(unit.sums).for_each(|(sum, value)| sum.add(weight * value));
+        for (replicate, mut sums) in all.chunks_exact_mut(width).enumerate() {
+            let weight = f64::from(weight(unit.hash, replicate, self.seed));
+            if weight == 0.0 {
+                continue;
+            }
+            for columns in self.layout.iter() {
+                let (own, rest) = sums.split_at_mut(columns.len() + 1);
+                sums = rest;
+                if columns.iter().all(|&column| unit.sums[column].is_finite()) {
+                    own[0].add(weight);
+                    own[1..].iter_mut().zip(columns).for_each(|(sum, &column)| sum.add(weight * unit.sums[column]));
+                }
             }
         }
     }

@@ -40,6 +40,12 @@ impl Check {
     }
 }
 
+/// Rows without a user, which intervals take for users of their own (`statistics::bootstrap::clusters`).
+pub fn missing_users(column: &str, missing: usize, rows: usize) -> Check {
+    let finding = format!("{column} is empty in {missing} of {rows} rows; each of them counts as a user of its own");
+    Check::judge("missing_users", (missing > 0).then_some((Status::Warning, finding)), format!("{column} is there in every row"))
+}
+
 /// The error with which a command ends when checks failed.
 pub fn refuse(checks: &[Check]) -> Result<()> {
     let failed: Vec<String> =

@@ -1,29 +1,22 @@
-//! A day's impressions -> sums by arm and user: rates and money by arm, the split, and champion against holdout.
+//! A day's impressions -> sums by arm and user: rates and money by arm, and champion against holdout.
 
-use super::{ArmFacts, CHAMPION, EvaluateSettings, EvaluationFacts, HOLDOUT, Lift};
+use super::{ArmFacts, CHAMPION, EvaluateSettings, EvaluationFacts, HOLDOUT, Lift, Owner, owner};
 use crate::error::{Error, Result};
-use crate::statistics::ab::{self, Srm};
+use crate::statistics::ab;
 use crate::types::{column, optional_column};
 use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, Float64Array, RecordBatch, StringArray};
 use arrow::compute::cast;
 use arrow::datatypes::DataType;
 use std::collections::BTreeMap;
 
-/// Measures one day of canonical impressions: by arm, the split against the planned `shares`, champion against holdout.
-///
-/// Only users with an impression are there to be counted; an arm that changes who gets one shows in the SRM.
-pub fn evaluate(
-    settings: &EvaluateSettings,
-    impressions: &RecordBatch,
-    policy_version: Option<&str>,
-    shares: &BTreeMap<String, f64>,
-) -> Result<EvaluationFacts> {
+/// Measures one day of canonical impressions: by arm, and champion against holdout.
+pub fn evaluate(settings: &EvaluateSettings, impressions: &RecordBatch, policy_version: Option<&str>) -> Result<EvaluationFacts> {
     let mut skipped = Vec::new();
     let columns = Columns::read(impressions, &mut skipped)?;
     let ours = rows_of_policy(impressions, policy_version, &mut skipped)?;
     let arms = columns.by_arm(&ours);
-    let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
-    arms.values().flat_map(|users| users.keys()).for_each(|user| *seen.entry(user).or_default() += 1);
+    let mut seen: BTreeMap<Owner, usize> = BTreeMap::new();
+    arms.values().flat_map(|users| users.keys()).for_each(|user| *seen.entry(*user).or_default() += 1);
     let lift = lift(settings, &columns, &arms, &mut skipped);
     Ok(EvaluationFacts {
         policy_version: policy_version.map(str::to_owned),
@@ -33,7 +26,7 @@ pub fn evaluate(
         users: seen.len() as u64,
         users_in_several_arms: seen.values().filter(|arms| **arms > 1).count() as u64,
         arms: arms.iter().map(|(arm, users)| arm_facts(settings, &columns, arm, users)).collect(),
-        srm: srm(&arms, shares, &mut skipped),
+        srm: None,
         lift,
         incremental: None,
         late: None,
@@ -67,7 +60,7 @@ struct Sums {
     revenue: f64,
 }
 
-type Users<'a> = BTreeMap<&'a str, Sums>;
+type Users<'a> = BTreeMap<Owner<'a>, Sums>;
 
 impl<'a> Columns<'a> {
     fn read(impressions: &'a RecordBatch, skipped: &mut Vec<String>) -> Result<Self> {
@@ -101,7 +94,7 @@ impl<'a> Columns<'a> {
         };
         for &row in rows {
             let arm = self.arms.map_or("all", |arms| if arms.is_valid(row) { arms.value(row) } else { "none" });
-            let user = arms.entry(arm).or_default().entry(self.users.value(row)).or_default();
+            let user = arms.entry(arm).or_default().entry(owner(self.users, row)).or_default();
             user.impressions += 1.0;
             user.clicks += one(is_true(self.clicked, row));
             user.conversions += one(self.converted.is_some_and(|converted| is_true(converted, row)));
@@ -166,24 +159,6 @@ fn arm_facts(settings: &EvaluateSettings, columns: &Columns<'_>, arm: &str, user
         cpa: rate(converted && cost, |user| user.cost, |user| user.conversions),
         roi: rate(revenue && cost, |user| user.revenue, |user| user.cost),
     }
-}
-
-fn srm(arms: &BTreeMap<&str, Users<'_>>, shares: &BTreeMap<String, f64>, skipped: &mut Vec<String>) -> Option<Srm> {
-    if shares.is_empty() {
-        skipped.push("SRM: no shares are planned".into());
-        return None;
-    }
-    let absent: Vec<&str> = shares.keys().map(String::as_str).filter(|arm| !arms.contains_key(arm)).collect();
-    if !absent.is_empty() {
-        skipped.push(format!("SRM of {}: planned, but without an impression", absent.join(", ")));
-    }
-    let users: Vec<u64> = arms.values().map(|users| users.len() as u64).collect();
-    let planned: Vec<f64> = arms.keys().map(|arm| shares.get(*arm).copied().unwrap_or(0.0)).collect();
-    let srm = ab::srm(&users, &planned);
-    if srm.is_none() {
-        skipped.push("SRM: fewer than two arms have a share and users".into());
-    }
-    srm
 }
 
 fn lift(settings: &EvaluateSettings, columns: &Columns<'_>, arms: &BTreeMap<&str, Users<'_>>, skipped: &mut Vec<String>) -> Vec<Lift> {

@@ -4,7 +4,7 @@
 //! action is the number; one column `target_p` with the probability of the logged action alone; or a table of its own, joined on the
 //! columns it shares with the log. Only the first and the last say what the policy would do instead, which a model of the reward needs.
 
-use super::checks::{Check, Status};
+use super::checks::{Check, Status, missing_users};
 use crate::error::{Error, Result};
 use crate::platform::{engine, table};
 use crate::statistics::bootstrap;
@@ -127,8 +127,11 @@ pub async fn read(rows: &DataFrame, policy: Option<&DataFrame>, names: &Names) -
         format!("{} lies outside (0, 1] in {bad} of {count} rows, such as {example}", names.propensity),
         "every logged propensity lies in (0, 1]",
     ));
+    if let Some(user) = &user {
+        checks.push(missing_users(user, read.texts(user).null_count(), count));
+    }
     let users: Vec<u64> = match &user {
-        Some(user) => read.texts(user).iter().map(|user| bootstrap::cluster(user.unwrap_or_default())).collect(),
+        Some(user) => bootstrap::clusters(read.texts(user)),
         None => (0..count as u64).collect(),
     };
     let targets = match form {

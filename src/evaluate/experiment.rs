@@ -66,8 +66,13 @@ pub struct Breakdown {
     pub levels: BTreeMap<String, Level>,
 }
 
+/// One level, judged as the whole is: what a check of its own failed holds no numbers.
 #[derive(Clone, Debug, Serialize)]
 pub struct Level {
+    /// The worst of the checks; `ok` where none found anything.
+    pub verdict: Status,
+    pub checks: Vec<Check>,
+    pub srm: Option<Srm>,
     pub units: BTreeMap<String, u64>,
     pub metrics: BTreeMap<String, BTreeMap<String, Outcome>>,
 }
@@ -228,6 +233,7 @@ pub async fn run(context: &SessionContext, rows: &DataFrame, experiment: &Experi
         replicates => Some(tally(context, rows, &wanted, Resampled::new(replicates, experiment.seed, &metrics)).await?),
     };
     results.metrics = outcomes(experiment, &metrics, whole, resampled.as_ref(), &mut results.checks);
+    adjust(results.metrics.values_mut());
     if let Some(column) = &experiment.by {
         results.breakdown = breakdown(context, rows, experiment, &metrics, column, &mut results.checks).await?;
     }
@@ -268,12 +274,11 @@ fn outcomes(
         for (name, arm) in arms.iter().filter(|(name, _)| **name != experiment.control) {
             let mut outcome = compare(metric, &control.metrics[i].moments, &arm.metrics[i].moments, sound);
             if let Some(resampled) = resampled.filter(|_| sound) {
-                outcome.bootstrap = Some(bootstrapped(metric, resampled, &experiment.control, name, &outcome));
+                outcome.bootstrap = Some(bootstrapped(metric, i, resampled, &experiment.control, name, &outcome));
             }
             found.entry(metric.name.clone()).or_default().insert(name.clone(), outcome);
         }
     }
-    adjust(&mut found);
     checks.push(look::suspicious_uplift(&found));
     found
 }
@@ -349,10 +354,10 @@ fn power(comparison: &Comparison, expected: Change, control: &Arm, treatment: &A
 }
 
 /// Adjusts p-values over all comparisons of one kind, and lets those guardrails hold that are still sure.
-fn adjust(found: &mut BTreeMap<String, BTreeMap<String, Outcome>>) {
+fn adjust<'a>(found: impl Iterator<Item = &'a mut BTreeMap<String, Outcome>>) {
     let mut goals: Vec<&mut Outcome> = Vec::new();
     let mut guardrails: Vec<&mut Outcome> = Vec::new();
-    for outcome in found.values_mut().flat_map(|arms| arms.values_mut()) {
+    for outcome in found.flat_map(BTreeMap::values_mut) {
         match &outcome.guardrail {
             Some(guardrail) if guardrail.p.is_some() => guardrails.push(outcome),
             None if outcome.absolute.is_some_and(|effect| effect.p.is_some()) => goals.push(outcome),
@@ -372,16 +377,16 @@ fn adjust(found: &mut BTreeMap<String, BTreeMap<String, Outcome>>) {
     }
 }
 
-fn bootstrapped(metric: &Metric, resampled: &Resampled, control: &str, treatment: &str, outcome: &Outcome) -> Bootstrap {
+fn bootstrapped(metric: &Metric, i: usize, resampled: &Resampled, control: &str, treatment: &str, outcome: &Outcome) -> Bootstrap {
     let theta = outcome.cuped.as_ref().map_or(0.0, |cuped| cuped.theta);
     let value = |measure: Measure, means: &[f64]| match measure {
-        Measure::Mean(column) | Measure::Proportion(column) => means[metric.columns[column]],
-        Measure::Ratio(above, below) => means[metric.columns[above]] / means[metric.columns[below]],
+        Measure::Mean(column) | Measure::Proportion(column) => means[column],
+        Measure::Ratio(above, below) => means[above] / means[below],
     };
     let adjusted = |means: &[f64]| value(metric.outcome, means) - metric.before.map_or(0.0, |before| theta * value(before, means));
     let (mut absolute, mut relative) = (Vec::new(), Vec::new());
     for replicate in 0..resampled.replicates() {
-        let both = resampled.means(control, replicate).zip(resampled.means(treatment, replicate));
+        let both = resampled.means(i, control, replicate).zip(resampled.means(i, treatment, replicate));
         let difference = both.as_ref().map(|(control, treatment)| adjusted(treatment) - adjusted(control));
         absolute.push(difference.filter(|difference| difference.is_finite()));
         let share = difference.zip(both).map(|(difference, (control, _))| difference / value(metric.outcome, &control));
@@ -413,32 +418,25 @@ async fn breakdown(
     let wanted =
         Wanted { unit: experiment.unit.clone(), arm: experiment.arm.clone(), level: Some(column.to_owned()), sums: metrics.sums.clone() };
     let arms = tally(context, rows, &wanted, Arms::new(metrics)).await?;
-    let mut levels = BTreeMap::new();
-    for (name, arms) in &arms.levels {
-        let units = arms.iter().map(|(arm, tally)| (arm.clone(), tally.units)).collect();
-        let mut outcomes: BTreeMap<String, BTreeMap<String, Outcome>> = BTreeMap::new();
-        if let Some(control) = arms.get(&experiment.control) {
-            for (i, metric) in metrics.all.iter().enumerate() {
-                for (arm, tally) in arms.iter().filter(|(arm, _)| **arm != experiment.control) {
-                    let sound = tally.metrics[i].not_finite + control.metrics[i].not_finite == 0;
-                    let outcome = compare(metric, &control.metrics[i].moments, &tally.metrics[i].moments, sound);
-                    outcomes.entry(metric.name.clone()).or_default().insert(arm.clone(), outcome);
-                }
-            }
-        }
-        levels.insert(name.clone(), Level { units, metrics: outcomes });
-    }
-    adjust_levels(&mut levels);
+    let mut levels: BTreeMap<String, Level> =
+        arms.levels.iter().map(|(name, arms)| (name.clone(), level(experiment, metrics, arms))).collect();
+    // The more levels, the more chances to find something: p-values are adjusted over all of them.
+    adjust(levels.values_mut().flat_map(|level| level.metrics.values_mut()));
+    checks.push(look::levels_withheld(&levels));
     Ok(Some(Breakdown { column: column.to_owned(), levels }))
 }
 
-/// The more levels, the more chances to find something: p-values are adjusted over all of them.
-fn adjust_levels(levels: &mut BTreeMap<String, Level>) {
-    let mut outcomes: Vec<&mut Outcome> =
-        levels.values_mut().flat_map(|level| level.metrics.values_mut().flat_map(|arms| arms.values_mut())).collect();
-    outcomes.retain(|outcome| outcome.absolute.is_some_and(|effect| effect.p.is_some()));
-    let p: Vec<f64> = outcomes.iter().filter_map(|outcome| outcome.absolute?.p).collect();
-    outcomes.iter_mut().zip(ab::benjamini_hochberg(&p)).for_each(|(outcome, p)| outcome.p_adjusted = Some(p));
+fn level(experiment: &Experiment, metrics: &Metrics, arms: &BTreeMap<String, ArmTally>) -> Level {
+    let (srm, split) = look::srm(experiment, arms);
+    let mut checks = vec![look::empty_arm(experiment, arms), split];
+    let mut found = BTreeMap::new();
+    // Nobody is stopped by the exit code here, as for the whole: an uneven split withholds the numbers.
+    if checks.iter().all(|check| check.status != Status::Failed) {
+        found = outcomes(experiment, metrics, arms, None, &mut checks);
+    }
+    let worst = checks.iter().map(|check| check.status).filter(|status| *status > Status::Skipped).max();
+    let units = arms.iter().map(|(arm, tally)| (arm.clone(), tally.units)).collect();
+    Level { verdict: worst.unwrap_or(Status::Ok), checks, srm, units, metrics: found }
 }
 
 fn assumptions(experiment: &Experiment) -> Vec<String> {

@@ -2,7 +2,7 @@
 
 use super::arms::{ArmTally, Arms};
 use super::checks::{Check, Status};
-use super::experiment::{Experiment, Outcome};
+use super::experiment::{Experiment, Level, Outcome};
 use super::metric::Metric;
 use crate::error::{Error, Result};
 use crate::platform::engine;
@@ -189,6 +189,18 @@ pub fn suspicious_uplift(found: &BTreeMap<String, BTreeMap<String, Outcome>>) ->
 pub fn breakdown_levels(column: &str, count: usize, most: usize) -> Check {
     let finding = format!("column {column} has more than {most} values: a breakdown by it would say nothing of any of them");
     Check::judge("breakdown_levels", (count > most).then_some((Status::Failed, finding)), format!("{column} has {count} values"))
+}
+
+/// A level whose own checks failed warns of the whole: its units are in there.
+pub fn levels_withheld(levels: &BTreeMap<String, Level>) -> Check {
+    let failed = |level: &Level| {
+        let names = level.checks.iter().filter(|check| check.status == Status::Failed).map(|check| check.name.as_str());
+        names.collect::<std::collections::BTreeSet<_>>().into_iter().collect::<Vec<_>>().join(" and ")
+    };
+    let withheld = levels.iter().filter(|(_, level)| level.verdict == Status::Failed);
+    let withheld: Vec<String> = withheld.map(|(name, level)| format!("{name} fails {}", failed(level))).collect();
+    let finding = format!("numbers are withheld where a level's own checks failed: {}", withheld.join("; "));
+    Check::judge("levels_withheld", (!withheld.is_empty()).then_some((Status::Warning, finding)), "no level failed a check")
 }
 
 /// How many days the table spans, and how much of it is too young for its outcomes to be known.

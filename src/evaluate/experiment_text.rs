@@ -7,18 +7,23 @@ use std::fmt;
 
 impl fmt::Display for Results {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let split = self.units.iter().map(|(arm, units)| format!("{arm} {units}")).collect::<Vec<_>>().join(", ");
-        writeln!(f, "units   {split}\n")?;
+        writeln!(f, "units   {}\n", split(&self.units))?;
         outcomes(f, &self.metrics)?;
         if let Some(breakdown) = &self.breakdown {
             for (level, found) in &breakdown.levels {
-                writeln!(f, "\n{} = {level}", breakdown.column)?;
+                let units = split(&found.units);
+                writeln!(f, "\n{} = {level}: {units}", breakdown.column)?;
                 outcomes(f, &found.metrics)?;
+                writeln!(f, "{}", describe(&found.checks))?;
             }
         }
         write!(f, "\n{}", describe(&self.checks))?;
         self.assumptions.iter().try_for_each(|assumption| write!(f, "\nassumes {assumption}"))
     }
+}
+
+fn split(units: &BTreeMap<String, u64>) -> String {
+    units.iter().map(|(arm, units)| format!("{arm} {units}")).collect::<Vec<_>>().join(", ")
 }
 
 const WIDTHS: [usize; 7] = [24, 12, 12, 12, 10, 22, 22];

@@ -26,17 +26,30 @@ pub mod policy_value;
 pub mod positions;
 pub mod predictions;
 pub mod scores;
+pub mod split;
 mod units;
 mod wide_sum;
 
-use crate::statistics::ab::{Effect, Srm};
+use crate::statistics::ab::Effect;
 use crate::statistics::ope_limits::Limits;
 use crate::statistics::{Estimate, ope};
+use arrow::array::{Array, StringArray};
 use checks::Check;
 pub use day::evaluate;
 pub use night::night;
 pub use policy::{Forecast, Targets, champion_targets, forecast_targets, given_some_ad, off_policy_value};
 use serde::{Deserialize, Serialize};
+
+/// Whose row it is: the user's, or where none is named nobody else's.
+pub type Owner<'a> = (Option<&'a str>, usize);
+
+/// Rows without a user are not taken for one user: together they would outweigh everybody.
+pub fn owner(users: &StringArray, row: usize) -> Owner<'_> {
+    match users.is_valid(row) {
+        true => (Some(users.value(row)), 0),
+        false => (None, row),
+    }
+}
 
 /// The arm that the table serves, and the one that it is compared to.
 pub const CHAMPION: &str = "champion";
@@ -85,7 +98,8 @@ pub struct EvaluationFacts {
     /// Users seen in more than one arm: with them arms are not independent, and intervals of differences are too wide or too narrow.
     pub users_in_several_arms: u64,
     pub arms: Vec<ArmFacts>,
-    pub srm: Option<Srm>,
+    /// How the users were split, against the plan.
+    pub srm: Option<split::Split>,
     pub lift: Vec<Lift>,
     /// Champion against holdout over everybody whom the table could have shown an ad.
     pub incremental: Option<incremental::Incremental>,

@@ -3,9 +3,9 @@
 //!
 //! Each part stands in its own file and needs its own columns; a part that the shop's logs do not allow is absent and `skipped` says why.
 
-use super::checks::{Check, Status};
+use super::checks::{Check, Status, missing_users};
 use super::day::{self, money};
-use super::{EvaluateSettings, EvaluationFacts, frequency, incremental, late, novelty, pacing, positions, predictions};
+use super::{EvaluateSettings, EvaluationFacts, frequency, incremental, late, novelty, pacing, positions, predictions, split};
 use crate::error::{Error, Result};
 use crate::statistics::bootstrap::{self, Clusters};
 use crate::statistics::delay::Curve;
@@ -14,7 +14,7 @@ use crate::types::{column, optional_column};
 use arrow::array::{Array, AsArray, BooleanArray, Float64Array, RecordBatch, StringArray};
 use arrow::datatypes::{DataType, Int64Type, TimeUnit, TimestampMicrosecondType};
 use chrono::{DateTime, Utc};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 /// What the night knows when it looks back on the day.
 pub struct Night<'a> {
@@ -30,6 +30,8 @@ pub struct Night<'a> {
     pub tonight: &'a RecordBatch,
     /// Users of the table that served.
     pub population: &'a [incremental::Person],
+    /// Hashes of the users with an event on the day; none where the logs hold no events.
+    pub active: Option<&'a HashSet<u64>>,
     pub ads: &'a RecordBatch,
     pub campaigns: Option<&'a RecordBatch>,
     /// Sums of earlier days: [`novelty::History`].
@@ -44,7 +46,7 @@ pub struct Night<'a> {
 
 /// Measures the day.
 pub fn night(settings: &EvaluateSettings, night: &Night<'_>) -> Result<EvaluationFacts> {
-    let mut facts = day::evaluate(settings, night.impressions, night.policy_version, night.shares)?;
+    let mut facts = day::evaluate(settings, night.impressions, night.policy_version)?;
     let rows = Rows::read(night, &mut facts.skipped)?;
     let positions = positions::measure(settings, &rows, &mut facts.skipped);
     facts.late = late::measure(settings, &rows, night.delays, &mut facts.skipped);
@@ -59,8 +61,9 @@ pub fn night(settings: &EvaluateSettings, night: &Night<'_>) -> Result<Evaluatio
     facts.frequency = frequency::measure(settings, &rows, &mut facts.skipped);
     facts.pacing = pacing::measure(&rows, night.ads, night.campaigns, &mut facts.skipped)?;
     facts.novelty = novelty::measure(settings, night.history, &mut facts.skipped);
+    facts.srm = split::measure(night.population, night.active, night.shares, &mut facts.skipped);
     facts.incremental = incremental::measure(settings, &rows, night.population, &mut facts.skipped);
-    facts.checks = checks(&facts, night);
+    facts.checks = checks(&facts, night, &rows);
     Ok(facts)
 }
 
@@ -119,7 +122,7 @@ impl Rows {
             }
         };
         Ok(Self {
-            users: texts("user_id")?.iter().map(|user| bootstrap::cluster(user.as_deref().unwrap_or_default())).collect(),
+            users: bootstrap::clusters(texts("user_id")?.iter().map(Option::as_deref)),
             ads: texts("ad_id")?.into_iter().map(Option::unwrap_or_default).collect(),
             segments: texts("segment_id")?,
             arms: texts("arm")?,
@@ -147,8 +150,11 @@ impl Rows {
 /// A conversion rate this unripe is a rumour.
 const UNRIPE: f64 = 0.2;
 
+/// More than this share of users in an arm that is not theirs is more than stray rows.
+const MAX_OTHERWISE: f64 = 0.01;
+
 /// What to look at before acting on the day's numbers, by name.
-fn checks(facts: &EvaluationFacts, night: &Night<'_>) -> Vec<Check> {
+fn checks(facts: &EvaluationFacts, night: &Night<'_>, rows: &Rows) -> Vec<Check> {
     let mut checks = Vec::new();
     let mut judge = |name: &str, worse: Option<(Status, String)>, ok: &str| checks.push(Check::judge(name, worse, ok));
     let has = |arm: &str| facts.arms.iter().any(|found| found.arm == arm);
@@ -157,14 +163,24 @@ fn checks(facts: &EvaluationFacts, night: &Night<'_>) -> Vec<Check> {
         (!has(super::HOLDOUT)).then(|| (Status::Warning, "no holdout was shown anything: lift and iROAS are not known".to_owned())),
         "there is a holdout",
     );
-    match facts.srm {
-        Some(srm) => judge(
+    match &facts.srm {
+        Some(split) => judge(
             "srm",
-            srm.alarm.then(|| (Status::Failed, format!("users are not split as planned (p = {:.2e}): arms cannot be compared", srm.p))),
-            "users are split as planned",
+            split.srm.alarm.then(|| {
+                let finding = format!("{} are not split as planned (p = {:.2e}): arms cannot be compared", split.population, split.srm.p);
+                (Status::Failed, finding)
+            }),
+            &format!("{} are split as planned (p = {:.4})", split.population, split.srm.p),
         ),
-        None => judge("srm", Some((Status::Skipped, "no planned split, or fewer than two arms".into())), ""),
+        None => judge("srm", Some((Status::Skipped, "no table of ours split the users of the day".into())), ""),
     }
+    let missing = night.impressions.column_by_name("user_id").map_or(0, |users| users.null_count());
+    checks.push(missing_users("user_id", missing, night.impressions.num_rows()));
+    let mut judge = |name: &str, worse: Option<(Status, String)>, ok: &str| checks.push(Check::judge(name, worse, ok));
+    let (otherwise, all) = split::served_otherwise(rows, night.population);
+    let finding = format!("{otherwise} of {all} users were served in another arm than the table assigns them to");
+    let status = if otherwise as f64 > MAX_OTHERWISE * all as f64 { Status::Failed } else { Status::Warning };
+    judge("served_as_assigned", (otherwise > 0).then_some((status, finding)), "every user was served in the arm assigned by the table");
     let several = facts.users_in_several_arms;
     let finding = format!("{several} of {} users were seen in more than one arm", facts.users);
     judge("units_in_several_arms", (several > 0).then_some((Status::Warning, finding)), "every user was seen in one arm");
@@ -194,3 +210,60 @@ fn checks(facts: &EvaluationFacts, night: &Night<'_>) -> Vec<Check> {
 
 /// Targeting against none can double a rate; more is a mistake until shown otherwise.
 const SUSPICIOUS: f64 = 2.0;
+
+#[cfg(test)]
+pub(super) mod small {
+    use super::{HOUR, Rows};
+
+    /// One impression of a small day.
+    #[derive(Clone, Copy)]
+    pub struct Seen {
+        pub user: u64,
+        pub ad: &'static str,
+        pub segment: &'static str,
+        pub arm: &'static str,
+        pub hour: i64,
+        pub position: i64,
+        pub clicked: bool,
+        pub converted: bool,
+        pub cost: f64,
+        pub revenue: f64,
+    }
+
+    impl Default for Seen {
+        fn default() -> Self {
+            Self {
+                user: 0,
+                ad: "a",
+                segment: "s",
+                arm: "champion",
+                hour: 0,
+                position: 1,
+                clicked: false,
+                converted: false,
+                cost: 0.0,
+                revenue: 0.0,
+            }
+        }
+    }
+
+    /// The day's rows, a millisecond apart within an hour; outcomes are known up to its end.
+    pub fn rows(seen: &[Seen]) -> Rows {
+        let all = |of: fn(&Seen) -> f64| Some(seen.iter().map(of).collect());
+        let text = |of: fn(&Seen) -> &'static str| seen.iter().map(|seen| Some(of(seen).to_owned())).collect();
+        Rows {
+            users: seen.iter().map(|seen| seen.user).collect(),
+            ads: seen.iter().map(|seen| seen.ad.to_owned()).collect(),
+            segments: text(|seen| seen.segment),
+            arms: text(|seen| seen.arm),
+            at: seen.iter().zip(0..).map(|(seen, row): (&Seen, i64)| seen.hour * HOUR + row * 1_000).collect(),
+            hours: seen.iter().map(|seen| seen.hour).collect(),
+            ages: seen.iter().map(|seen| u32::try_from(24 - seen.hour).unwrap_or(0)).collect(),
+            positions: Some(seen.iter().map(|seen| Some(seen.position)).collect()),
+            clicked: seen.iter().map(|seen| seen.clicked).collect(),
+            converted: Some(seen.iter().map(|seen| seen.converted).collect()),
+            cost: all(|seen| seen.cost),
+            revenue: all(|seen| seen.revenue),
+        }
+    }
+}

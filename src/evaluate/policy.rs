@@ -53,7 +53,8 @@ pub fn off_policy_value(
     let users = column::<StringArray>(impressions, "user_id")?;
     let clicked = column::<BooleanArray>(impressions, "clicked")?;
     let all: Vec<usize> = (0..impressions.num_rows()).filter(|&row| logged.is_valid(row)).collect();
-    let of = |rows: &[usize], targets: &Targets| Columns::of(rows, users, clicked, logged, targets, predicted);
+    let users = bootstrap::clusters(users);
+    let of = |rows: &[usize], targets: &Targets| Columns::of(rows, &users, clicked, logged, targets, predicted);
     let rows: Vec<usize> = all.iter().copied().filter(|&row| target.probabilities[row].is_some()).collect();
     let mut evaluation = ope::evaluate(&of(&rows, target).rounds(), plan, seed)?;
     evaluation.rows_left_out = (impressions.num_rows() - rows.len()) as u64;
@@ -111,7 +112,7 @@ struct Columns {
 impl Columns {
     fn of(
         rows: &[usize],
-        users: &StringArray,
+        users: &[u64],
         clicked: &BooleanArray,
         logged: &Float64Array,
         targets: &Targets,
@@ -130,7 +131,7 @@ impl Columns {
             rewards,
             propensities: rows.iter().map(|&row| logged.value(row)).collect(),
             targets: rows.iter().map(|&row| targets.probabilities[row].unwrap_or_default()).collect(),
-            users: rows.iter().map(|&row| bootstrap::cluster(users.value(row))).collect(),
+            users: rows.iter().map(|&row| users[row]).collect(),
             model,
         }
     }

@@ -3,7 +3,7 @@
 //! Formulas are those of `statistics::metrics`, equal to scikit-learn's. DeLong takes rows for independent; where a group (the user) is
 //! given, a bootstrap by group stands beside it and says what that assumption was worth.
 
-use super::checks::{Check, Status, describe};
+use super::checks::{Check, Status, describe, missing_users};
 use super::experiment::ends;
 use crate::error::{Error, Result};
 use crate::platform::{engine, table};
@@ -283,7 +283,11 @@ async fn read(rows: &DataFrame, wanted: &Scored, results: &mut Results) -> Resul
         let count = levels.iter().collect::<std::collections::HashSet<_>>().len();
         results.checks.push(super::experiment_checks::breakdown_levels(name, count, MAX_LEVELS));
     }
-    let groups = wanted.group.as_ref().map(|_| text("group").iter().map(|group| bootstrap::cluster(group.unwrap_or_default())).collect());
+    let groups = wanted.group.as_ref().map(|name| {
+        let groups = text("group");
+        results.checks.push(missing_users(name, groups.null_count(), groups.len()));
+        bootstrap::clusters(&groups)
+    });
     Ok(Columns { labels, scores, groups, by })
 }
 

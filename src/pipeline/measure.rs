@@ -18,7 +18,7 @@ use crate::targeting::arms::{Assignment, arm_of};
 use crate::targeting::value::NO_AD;
 use crate::types::column;
 use arrow::array::{Array, Float64Array, Int64Array, RecordBatch, StringArray};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 /// Days of earlier impressions behind the trend of the lift.
 const TREND_DAYS: u64 = 14;
@@ -48,6 +48,7 @@ pub async fn day(
     }
     let campaigns = if staged.has("campaigns") { Some(table(run, staged, "campaigns").await?) } else { None };
     let delays = delays(run, staged).await?;
+    let active = active(run, staged).await?;
     let night = Night {
         impressions,
         policy_version: previous.map(|commit| commit.policy_version.as_str()),
@@ -55,6 +56,7 @@ pub async fn day(
         served: served.as_ref(),
         tonight: &tonight.segment_ads,
         population: &people,
+        active: active.as_ref(),
         ads: &table(run, staged, "ads").await?,
         campaigns: campaigns.as_ref(),
         history: &history(run, staged).await?,
@@ -88,6 +90,20 @@ fn population(
         Person { user: cluster(ids.value(row)), arm: arm.to_owned(), would_be_shown: plan.contains(segments.value(row)) }
     };
     Ok((0..primary.num_rows()).filter(|&row| may_measure(staged, ids.value(row))).map(person).collect())
+}
+
+/// Who did anything in the shop on the day, by hash; none where the logs hold no events.
+async fn active(run: &Run, staged: &Staged) -> Result<Option<HashSet<u64>>> {
+    if !staged.has("events") {
+        return Ok(None);
+    }
+    let context = staged.as_of(run, run.date, None, ["events"])?;
+    let sql = "SELECT DISTINCT user_id
+         FROM events
+         WHERE user_id IS NOT NULL AND occurred_at < $as_of AND CAST($as_of AS BIGINT) - CAST(occurred_at AS BIGINT) <= 86400000000
+         ORDER BY 1";
+    let rows = engine::collect(engine::plan_sql(&context, sql, run.as_of()).await?).await?;
+    Ok(Some(column::<StringArray>(&rows, "user_id")?.iter().flatten().map(cluster).collect()))
 }
 
 /// Clicks and impressions of each user of the two arms on each of the last days.

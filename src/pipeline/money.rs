@@ -2,6 +2,7 @@
 
 use super::serving;
 use crate::error::Result;
+use crate::evaluate::{Owner, owner};
 use crate::ingest::Staged;
 use crate::platform::run::Run;
 use crate::spec::Spec;
@@ -75,11 +76,11 @@ pub async fn money(run: &Run, spec: &Spec, staged: &Staged, shown: &RecordBatch)
     let converted = optional_column::<BooleanArray>(shown, "converted")?;
     let (cost, revenue) = (amounts(shown, "cost")?, amounts(shown, "revenue")?);
 
-    let mut by_campaign: BTreeMap<&str, BTreeMap<&str, Sums>> = BTreeMap::new();
-    let mut all: BTreeMap<&str, Sums> = BTreeMap::new();
+    let mut by_campaign: BTreeMap<&str, BTreeMap<Owner, Sums>> = BTreeMap::new();
+    let mut all: BTreeMap<Owner, Sums> = BTreeMap::new();
     for row in 0..shown.num_rows() {
         let campaign = of_ad.get(ad_ids.value(row)).map_or(NONE, String::as_str);
-        let user = users.value(row);
+        let user = owner(users, row);
         for sums in [all.entry(user).or_default(), by_campaign.entry(campaign).or_default().entry(user).or_default()] {
             sums.impressions += 1;
             sums.clicks += u64::from(holds(Some(clicked), row));
@@ -111,7 +112,7 @@ struct Logged {
     alpha: f64,
 }
 
-fn summed(users: &BTreeMap<&str, Sums>, logged: &Logged) -> Money {
+fn summed(users: &BTreeMap<Owner, Sums>, logged: &Logged) -> Money {
     let of = |of: fn(&Sums) -> f64| users.values().map(of).collect::<Vec<f64>>();
     let whole = |of: fn(&Sums) -> u64| users.values().map(of).sum::<u64>();
     let (spend, revenue) = (of(|sums| sums.spend), of(|sums| sums.revenue));

@@ -26,6 +26,15 @@ pub fn cluster(user_id: &str) -> u64 {
     xxh3_64(user_id.as_bytes())
 }
 
+/// The clusters of a column of user ids. A row without one is a cluster of its own: nobody knows whom it belongs to, and all such rows
+/// taken for one user would be the heaviest of the table and decide every interval.
+pub fn clusters<'a>(ids: impl IntoIterator<Item = Option<&'a str>>) -> Vec<u64> {
+    /// Keeps the numbers of rows apart from the hashes of ids.
+    const NAMELESS: u64 = 0x6e6f_626f_6479;
+    let of = |(id, row): (Option<&str>, u64)| id.map_or_else(|| xxh3_64_with_seed(&row.to_le_bytes(), NAMELESS), cluster);
+    ids.into_iter().zip(0..).map(of).collect()
+}
+
 /// The rows of a table by the user they belong to.
 pub struct Clusters {
     /// Ascending, so that sums over users have one order.

@@ -347,6 +347,16 @@ fn units_that_are_in_both_arms_nowhere_or_too_heavy_are_named() {
 }
 
 #[test]
+fn a_unit_without_one_metric_still_counts_for_the_others() {
+    let command = format!("{AB} --bootstrap 100");
+    let [clean, broken] = [Csv::read(AB_USERS), Csv::read(AB_USERS).with(7, "revenue", "NaN")].map(|table| on(&command, &table).json);
+    let ctr = |json: &Value| json["metrics"]["ctr"]["treatment"].clone();
+    assert!(ctr(&clean)["bootstrap"]["relative_ci95"][0].is_f64(), "{clean}");
+    assert_eq!(ctr(&clean), ctr(&broken));
+    assert!(broken["metrics"]["revenue"]["treatment"]["absolute"].is_null(), "{broken}");
+}
+
+#[test]
 fn a_breakdown_by_everybody_one_day_and_unripe_outcomes_are_named() {
     let table = Csv::read(AB_USERS);
     let json = refused(&format!("{AB} --by user_id"), &table, "breakdown_levels", "more than 100 values");
@@ -362,6 +372,42 @@ fn a_breakdown_by_everybody_one_day_and_unripe_outcomes_are_named() {
     let ripe = on(&format!("{times} --as-of 2026-04-01"), &two_weeks);
     assert_eq!(check(&ripe.json, "label_maturity").0, "ok");
     refused(&times, &day(|_| "yesterday".into()), "not_a_time", "column at is no time in 8060 of 8060 rows");
+}
+
+#[test]
+fn a_level_is_judged_by_its_own_checks_and_shows_no_lift_that_they_forbid() {
+    // Every other control of a stretch is on the web and everybody else there on ios: the whole is split as planned, those two are not.
+    let table = three_arms().with_column("platform", |row, _| {
+        let platform = match row {
+            0..4500 => "app",
+            4500..8900 if row % 6 == 0 => "web",
+            4500..8900 => "ios",
+            _ => "tiny",
+        };
+        platform.to_owned()
+    });
+    let command = "ab --unit user --arm arm --control control --metric ctr=clicks/impressions --by platform \
+                   --share control=1 --share better=1 --share same=1";
+    let json = warned(command, &table, "levels_withheld", "ios fails srm; web fails empty_arm and srm");
+    assert_eq!(check(&json, "srm").0, "ok");
+    let levels = &json["breakdown"]["levels"];
+    for (name, verdict) in [("app", "ok"), ("ios", "failed"), ("tiny", "warning"), ("web", "failed")] {
+        let level = &levels[name];
+        assert_eq!(level["verdict"], verdict, "{name}: {level}");
+        let lift = level["metrics"]["ctr"]["better"]["relative"]["estimate"].as_f64();
+        assert_eq!(lift.is_some(), verdict != "failed", "{name}: {level}");
+    }
+    assert!(check(&levels["tiny"], "too_little_data").1.contains("active of 33 units"), "{levels}");
+    assert_eq!((levels["ios"]["srm"]["alarm"].clone(), levels["app"]["srm"]["alarm"].clone()), (true.into(), false.into()));
+
+    let folder = TempDir::new().expect("a temporary folder");
+    let path = folder.path().join("table.csv");
+    std::fs::write(&path, table.text()).expect("written");
+    let mut program = Command::new(env!("CARGO_BIN_EXE_nightmarket"));
+    let output = program.arg("evaluate").args(command.split(' ')).arg("--table").arg(&path).output().expect("starts");
+    let text = String::from_utf8(output.stdout).expect("UTF-8");
+    let ios = text.split("platform = ios").nth(1).and_then(|rest| rest.split("platform = tiny").next()).expect("a level");
+    assert!(ios.contains("no comparison") && ios.contains("FAILED  srm"), "{ios}");
 }
 
 // ------------------------------------------------------------------------------------------------------------------ logged decisions
@@ -393,6 +439,24 @@ fn off_policy_values_are_obps_under_the_promised_keys() {
         assert!(estimate["assumption"].as_str().is_some_and(|assumption| !assumption.is_empty()));
     }
     assert_eq!(estimates.len(), 10);
+}
+
+#[test]
+fn rows_without_a_user_are_users_of_their_own() {
+    let table = Csv::read(ROUNDS);
+    let half = |nobody: fn(usize) -> String| {
+        table.clone().with_column("user_id", move |row, _| if row < 1000 { (row / 4).to_string() } else { nobody(row) })
+    };
+    let json = warned(OPE, &half(|_| String::new()), "missing_users", "user_id is empty in 1000 of 2000 rows");
+    let width = |json: &Value| {
+        let ends = &json["estimates"]["ips"]["ci95"];
+        ends[1].as_f64().expect("a number") - ends[0].as_f64().expect("a number")
+    };
+    let alone = on(OPE, &half(|row| format!("n{row}"))).json;
+    let one_user = on(OPE, &half(|_| "n".to_owned())).json;
+    let ratio = width(&json) / width(&alone);
+    assert!((0.85..1.18).contains(&ratio), "{ratio}");
+    assert!(width(&one_user) > 2.0 * width(&json), "half of the rows as one user decide everything");
 }
 
 #[test]

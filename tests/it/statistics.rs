@@ -720,14 +720,13 @@ fn impressions() -> RecordBatch {
     ])
 }
 
-fn measured(impressions: &RecordBatch, shares: &[(&str, f64)]) -> EvaluationFacts {
-    let shares = shares.iter().map(|(arm, share)| ((*arm).to_owned(), *share)).collect();
-    evaluate(&EvaluateSettings::default(), impressions, Some("v1"), &shares).unwrap()
+fn measured(impressions: &RecordBatch) -> EvaluationFacts {
+    evaluate(&EvaluateSettings::default(), impressions, Some("v1")).unwrap()
 }
 
 #[test]
 fn a_day_is_measured_by_arm_and_against_the_holdout() {
-    let facts = measured(&impressions(), &[("champion", 0.6), ("holdout", 0.4)]);
+    let facts = measured(&impressions());
     assert_eq!((facts.rows, facts.other_policy_rows, facts.users, facts.users_in_several_arms), (1_999, 1, 1_000, 0));
     let champion = &facts.arms[0];
     assert_eq!((champion.arm.as_str(), champion.users, champion.impressions, champion.clicks), ("champion", 600, 1_200, 240));
@@ -738,13 +737,11 @@ fn a_day_is_measured_by_arm_and_against_the_holdout() {
     // 240 users click once in two impressions, the others never: the spread of half their clicks.
     let half = 1.9639 * (0.25 * 0.24 * 600.0 / 599.0 / 600.0f64).sqrt();
     assert!((interval.high - 0.2 - half).abs() < 1e-5, "{interval:?}");
-    assert!(!facts.srm.unwrap().alarm);
     assert_eq!(facts.lift.iter().map(|lift| lift.metric.as_str()).collect::<Vec<_>>(), ["ctr", "cvr", "revenue_per_user"]);
     let Lift { absolute, relative, p_adjusted, .. } = &facts.lift[0];
     assert!((absolute.estimate - 0.1).abs() < 1e-3 && (relative.unwrap().estimate - 1.0).abs() < 1e-2);
     assert!(absolute.p.unwrap() <= p_adjusted.unwrap() && p_adjusted.unwrap() < 0.001);
     assert!(facts.skipped.is_empty(), "{:?}", facts.skipped);
-    assert!(measured(&impressions(), &[("champion", 0.5), ("holdout", 0.5)]).srm.unwrap().alarm);
     let stored = serde_json::to_string(&facts).unwrap();
     assert_eq!(serde_json::from_str::<EvaluationFacts>(&stored).unwrap().arms.len(), 2);
 }
@@ -753,12 +750,12 @@ fn a_day_is_measured_by_arm_and_against_the_holdout() {
 fn what_a_shop_does_not_log_is_absent_and_said_so() {
     let rows = impressions();
     let bare = rows.project(&[0, 2]).unwrap();
-    let facts = measured(&bare, &[]);
+    let facts = measured(&bare);
     assert_eq!(facts.arms.len(), 1);
     let arm = &facts.arms[0];
     assert_eq!((arm.arm.as_str(), arm.users, arm.conversions, arm.cvr, arm.cpa, arm.roi), ("all", 1_000, None, None, None, None));
-    assert!(facts.lift.is_empty() && facts.srm.is_none());
-    for word in ["arms", "CVR", "CPA", "ROI", "policy version", "SRM", "lift"] {
+    assert!(facts.lift.is_empty());
+    for word in ["arms", "CVR", "CPA", "ROI", "policy version", "lift"] {
         assert!(facts.skipped.iter().any(|skipped| skipped.contains(word)), "{word}: {:?}", facts.skipped);
     }
     let infinite = table(vec![
@@ -767,13 +764,19 @@ fn what_a_shop_does_not_log_is_absent_and_said_so() {
         ("revenue", floats(&[f64::INFINITY, 1.0])),
         ("cost", floats(&[0.0, 0.0])),
     ]);
-    let facts = measured(&infinite, &[]);
+    let facts = measured(&infinite);
     assert_eq!((facts.arms[0].clicks, facts.arms[0].revenue, facts.arms[0].roi), (1, Some(1.0), None));
     assert!(facts.skipped.iter().any(|skipped| skipped.contains("not a finite number")));
-    assert_eq!(measured(&infinite.slice(0, 0), &[]).users, 0);
+    assert_eq!(measured(&infinite.slice(0, 0)).users, 0);
+    let nameless = table(vec![
+        ("user_id", Arc::new(StringArray::from(vec![Some("a"), None, None, Some("a")]))),
+        ("clicked", Arc::new(BooleanArray::from(vec![true; 4]))),
+    ]);
+    assert_eq!(measured(&nameless).users, 3, "each row without a user is one");
+    assert_eq!(Clusters::new(&bootstrap::clusters([Some("a"), None, None, Some("a")])).count(), 3);
     let words = table(vec![("user_id", text(&["a"])), ("clicked", Arc::new(BooleanArray::from(vec![true]))), ("cost", text(&["dear"]))]);
-    assert!(evaluate(&EvaluateSettings::default(), &words, None, &BTreeMap::new()).is_err());
-    assert!(evaluate(&EvaluateSettings::default(), &rows.project(&[1]).unwrap(), None, &BTreeMap::new()).is_err());
+    assert!(evaluate(&EvaluateSettings::default(), &words, None).is_err());
+    assert!(evaluate(&EvaluateSettings::default(), &rows.project(&[1]).unwrap(), None).is_err());
 }
 
 #[test]
