@@ -76,7 +76,7 @@ impl<'a> Columns<'a> {
             (columns.arms.is_none(), "arms: impressions have no arm"),
             (columns.converted.is_none(), "CVR: impressions have no converted"),
             (columns.converted.is_none() || columns.cost.is_none(), "CPA: impressions lack converted or cost"),
-            (columns.revenue.is_none() || columns.cost.is_none(), "ROI: impressions lack revenue or cost"),
+            (columns.revenue.is_none() || columns.cost.is_none(), "ROAS, ROI: impressions lack revenue or cost"),
         ] {
             if absent {
                 skipped.push(what.to_owned());
@@ -146,6 +146,7 @@ fn arm_facts(settings: &EvaluateSettings, columns: &Columns<'_>, arm: &str, user
         Some(arm.estimate(settings.alpha))
     };
     let (converted, cost, revenue) = (columns.converted.is_some(), columns.cost.is_some(), columns.revenue.is_some());
+    let roas = rate(revenue && cost, |user| user.revenue, |user| user.cost);
     ArmFacts {
         arm: arm.to_owned(),
         users: users.len() as u64,
@@ -157,7 +158,8 @@ fn arm_facts(settings: &EvaluateSettings, columns: &Columns<'_>, arm: &str, user
         ctr: rate(true, |user| user.clicks, |user| user.impressions),
         cvr: rate(converted, |user| user.conversions, |user| user.clicks),
         cpa: rate(converted && cost, |user| user.cost, |user| user.conversions),
-        roi: rate(revenue && cost, |user| user.revenue, |user| user.cost),
+        roas,
+        roi: roas.map(|roas| roas.less(1.0)),
     }
 }
 

@@ -22,7 +22,7 @@ pub struct Late {
     /// Of each arm: conversions per click, in the end.
     pub cvr: BTreeMap<String, Option<Estimate>>,
     /// Revenue per cost, in the end.
-    pub roi: BTreeMap<String, Option<Estimate>>,
+    pub roas: BTreeMap<String, Option<Estimate>>,
 }
 
 pub fn measure(settings: &EvaluateSettings, rows: &Rows, delays: Option<&Curve>, skipped: &mut Vec<String>) -> Option<Late> {
@@ -46,10 +46,10 @@ pub fn measure(settings: &EvaluateSettings, rows: &Rows, delays: Option<&Curve>,
         arms.iter().map(|arm| ((*arm).clone(), of_arm(arm))).collect::<BTreeMap<_, _>>()
     };
     let cvr = of_arms(&|row| [in_the_end(row), f64::from(u8::from(rows.clicked[row]))]);
-    let roi = match (&rows.revenue, &rows.cost) {
+    let roas = match (&rows.revenue, &rows.cost) {
         (Some(revenue), Some(cost)) => of_arms(&|row| [in_the_end(row) * revenue[row], cost[row]]),
         _ => BTreeMap::new(),
     };
     let still_expected = if expected > 0.0 { 1.0 - f64::from(arrived) / expected } else { 0.0 };
-    Some(Late { arrived: arrived.into(), expected, still_expected, horizon_hours: curve.horizon(), cvr, roi })
+    Some(Late { arrived: arrived.into(), expected, still_expected, horizon_hours: curve.horizon(), cvr, roas })
 }

@@ -133,6 +133,8 @@ pub struct ArmFacts {
     /// Cost per conversion.
     pub cpa: Option<Estimate>,
     /// Revenue per cost.
+    pub roas: Option<Estimate>,
+    /// Revenue less cost, per cost.
     pub roi: Option<Estimate>,
 }
 

@@ -98,11 +98,9 @@ async fn active(run: &Run, staged: &Staged) -> Result<Option<HashSet<u64>>> {
         return Ok(None);
     }
     let context = staged.as_of(run, run.date, None, ["events"])?;
-    let sql = "SELECT DISTINCT user_id
-         FROM events
-         WHERE user_id IS NOT NULL AND occurred_at < $as_of AND CAST($as_of AS BIGINT) - CAST(occurred_at AS BIGINT) <= 86400000000
-         ORDER BY 1";
-    let rows = engine::collect(engine::plan_sql(&context, sql, run.as_of()).await?).await?;
+    let start = run.job.as_of(run.day(1));
+    let seen = context.table("events").await?.filter(engine::before("occurred_at", start).is_false())?;
+    let rows = engine::collect(seen.select_columns(&["user_id"])?.distinct()?).await?;
     Ok(Some(column::<StringArray>(&rows, "user_id")?.iter().flatten().map(cluster).collect()))
 }
 

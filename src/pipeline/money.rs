@@ -34,6 +34,8 @@ pub struct Money {
     pub spend: Option<f64>,
     pub revenue: Option<f64>,
     /// Revenue over spend.
+    pub roas: Option<Estimate>,
+    /// Revenue less spend, over spend.
     pub roi: Option<Estimate>,
 }
 
@@ -116,7 +118,8 @@ fn summed(users: &BTreeMap<Owner, Sums>, logged: &Logged) -> Money {
     let of = |of: fn(&Sums) -> f64| users.values().map(of).collect::<Vec<f64>>();
     let whole = |of: fn(&Sums) -> u64| users.values().map(of).sum::<u64>();
     let (spend, revenue) = (of(|sums| sums.spend), of(|sums| sums.revenue));
-    let roi = (logged.cost && logged.revenue).then(|| ab::ratio(&revenue, &spend)).flatten();
+    let roas = (logged.cost && logged.revenue).then(|| ab::ratio(&revenue, &spend)).flatten();
+    let roas = roas.map(|roas| roas.estimate(logged.alpha));
     Money {
         users: users.len() as u64,
         impressions: whole(|sums| sums.impressions),
@@ -124,7 +127,8 @@ fn summed(users: &BTreeMap<Owner, Sums>, logged: &Logged) -> Money {
         conversions: logged.converted.then(|| whole(|sums| sums.conversions)),
         spend: logged.cost.then(|| spend.iter().sum()),
         revenue: logged.revenue.then(|| revenue.iter().sum()),
-        roi: roi.map(|roi| roi.estimate(logged.alpha)),
+        roas,
+        roi: roas.map(|roas| roas.less(1.0)),
     }
 }
 

@@ -27,7 +27,7 @@ pub struct Change {
 const FOLLOWED: [(&str, &str, &str, &str); 16] = [
     ("Revenue of the day", "/revenue", ".2", "money"),
     ("Spend of the day", "/spend", ".2", "money"),
-    ("ROI of the day", "/roi/value", ".2", "money"),
+    ("ROAS of the day", "/roas/value", ".2", "money"),
     ("Planned spend", "/planned_spend", ".2", "money"),
     ("Planned impressions", "/planned_impressions", "n", "money"),
     ("Budgets of all campaigns", "/budget", ".2", "money"),

@@ -28,7 +28,7 @@ pub fn digest(facts: &Value) -> Value {
         ("srm_alarm", "/evaluate/srm/alarm"),
         ("spend", "/money/total/spend"),
         ("revenue", "/money/total/revenue"),
-        ("roi", "/money/total/roi"),
+        ("roas", "/money/total/roas"),
         ("users", "/segments/users"),
         ("users_released", "/segments/users_released"),
         ("stability", "/segments/stability"),
@@ -46,7 +46,7 @@ pub fn digest(facts: &Value) -> Value {
     keep("dropped_suppressed", sum(facts, "/ingest/tables", "dropped_suppressed"));
     keep("dropped_no_consent", sum(facts, "/ingest/tables", "dropped_no_consent"));
     keep("models", models(facts));
-    keep("arms", by_name(facts, "/evaluate/arms", "arm", &["users", "impressions", "ctr", "roi"]));
+    keep("arms", by_name(facts, "/evaluate/arms", "arm", &["users", "impressions", "ctr", "roas"]));
     keep("lift", by_name(facts, "/evaluate/lift", "metric", &["relative"]));
     keep("seconds", seconds(facts));
     keep("took", at(facts, "/took/seconds"));

@@ -44,6 +44,14 @@ pub struct Estimate {
     pub interval: Option<Interval>,
 }
 
+impl Estimate {
+    /// Of the same quantity less a constant: ROI is ROAS less 1.
+    pub fn less(self, constant: f64) -> Self {
+        let interval = self.interval.map(|Interval { low, high }| Interval { low: low - constant, high: high - constant });
+        Self { value: self.value - constant, interval }
+    }
+}
+
 fn finite(value: f64) -> Option<f64> {
     value.is_finite().then_some(value)
 }

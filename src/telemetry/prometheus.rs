@@ -61,7 +61,7 @@ pub fn of_success(facts: &Value, at: DateTime<Utc>) -> String {
 
     text.one(facts, "day_spend", "What the day's impressions cost, in currency.", "/money/total/spend");
     text.one(facts, "day_revenue", "What they brought, in currency.", "/money/total/revenue");
-    text.one(facts, "day_roi", "Revenue over cost of the day.", "/money/total/roi/value");
+    text.one(facts, "day_roas", "Revenue over cost of the day.", "/money/total/roas/value");
     text.each(facts, "arm_impressions", "Impressions of the day by arm.", "/evaluate/arms", "arm", "arm", "impressions");
     let ctr = list(facts, "/evaluate/arms")
         .iter()

@@ -275,12 +275,12 @@ fn the_pages_over_many_nights_name_each_and_what_to_look_at() {
     assert!(index.contains("checks broken: 1") && index.contains("value not identified"));
     let trend = render_trend(&nights()).expect("renders");
     assert!(trend.contains("14 nights up to 18 March 2026"));
-    for (drawing, lines) in [("trend-auc", 3), ("trend-ctr", 3), ("trend-roi", 1)] {
+    for (drawing, lines) in [("trend-auc", 3), ("trend-ctr", 3), ("trend-roas", 1)] {
         let start = trend.find(&format!("aria-labelledby=\"{drawing}-title")).unwrap_or_else(|| panic!("no {drawing}"));
         let svg = &trend[start..start + trend[start..].find("</svg>").expect("a drawing ends")];
         assert_eq!((svg.matches("<polyline").count(), svg.matches("<circle").count()), (lines, lines * nights().len()), "{drawing}");
     }
-    for odd in [json!({}), json!({"date": 5, "models": [1], "roi": "x"})] {
+    for odd in [json!({}), json!({"date": 5, "models": [1], "roas": "x"})] {
         render_index(std::slice::from_ref(&odd)).expect("renders");
         render_trend(&[odd]).expect("renders");
     }

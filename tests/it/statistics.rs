@@ -732,7 +732,10 @@ fn a_day_is_measured_by_arm_and_against_the_holdout() {
     assert_eq!((champion.arm.as_str(), champion.users, champion.impressions, champion.clicks), ("champion", 600, 1_200, 240));
     assert_eq!((champion.conversions, champion.cost, champion.revenue), (Some(120), Some(120.0), Some(240.0)));
     let value = |estimate: Option<nightmarket::statistics::Estimate>| estimate.unwrap().value;
-    assert_eq!((value(champion.ctr), value(champion.cvr), value(champion.cpa), value(champion.roi)), (0.2, 0.5, 1.0, 2.0));
+    assert_eq!((value(champion.ctr), value(champion.cvr), value(champion.cpa), value(champion.roas)), (0.2, 0.5, 1.0, 2.0));
+    let (roas, roi) = (champion.roas.unwrap(), champion.roi.unwrap());
+    let ends = |estimate: Estimate| estimate.interval.map(|interval| (interval.low, interval.high)).unwrap();
+    assert_eq!((roi.value, ends(roi)), (1.0, (ends(roas).0 - 1.0, ends(roas).1 - 1.0)));
     let interval = champion.ctr.unwrap().interval.unwrap();
     // 240 users click once in two impressions, the others never: the spread of half their clicks.
     let half = 1.9639 * (0.25 * 0.24 * 600.0 / 599.0 / 600.0f64).sqrt();
@@ -753,9 +756,12 @@ fn what_a_shop_does_not_log_is_absent_and_said_so() {
     let facts = measured(&bare);
     assert_eq!(facts.arms.len(), 1);
     let arm = &facts.arms[0];
-    assert_eq!((arm.arm.as_str(), arm.users, arm.conversions, arm.cvr, arm.cpa, arm.roi), ("all", 1_000, None, None, None, None));
+    assert_eq!(
+        (arm.arm.as_str(), arm.users, arm.conversions, arm.cvr, arm.cpa, arm.roi.or(arm.roas)),
+        ("all", 1_000, None, None, None, None)
+    );
     assert!(facts.lift.is_empty());
-    for word in ["arms", "CVR", "CPA", "ROI", "policy version", "lift"] {
+    for word in ["arms", "CVR", "CPA", "ROAS", "policy version", "lift"] {
         assert!(facts.skipped.iter().any(|skipped| skipped.contains(word)), "{word}: {:?}", facts.skipped);
     }
     let infinite = table(vec![
@@ -765,7 +771,7 @@ fn what_a_shop_does_not_log_is_absent_and_said_so() {
         ("cost", floats(&[0.0, 0.0])),
     ]);
     let facts = measured(&infinite);
-    assert_eq!((facts.arms[0].clicks, facts.arms[0].revenue, facts.arms[0].roi), (1, Some(1.0), None));
+    assert_eq!((facts.arms[0].clicks, facts.arms[0].revenue, facts.arms[0].roas), (1, Some(1.0), None));
     assert!(facts.skipped.iter().any(|skipped| skipped.contains("not a finite number")));
     assert_eq!(measured(&infinite.slice(0, 0)).users, 0);
     let nameless = table(vec![
