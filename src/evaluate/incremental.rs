@@ -113,3 +113,50 @@ pub fn measure(settings: &EvaluateSettings, rows: &Rows, population: &[Person], 
         iroas,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::night::small::{Seen, rows};
+    use super::*;
+
+    /// Seven champions and three of the holdout whom the plan would show an ad, and one of each to whom it shows nothing.
+    fn people() -> Vec<Person> {
+        let person = |user: u64, arm: &str, would_be_shown| Person { user, arm: arm.to_owned(), would_be_shown };
+        let champions = (0..8).map(|user| person(user, CHAMPION, user < 7));
+        champions.chain((10..14).map(|user| person(user, HOLDOUT, user < 13))).collect()
+    }
+
+    #[test]
+    fn targeting_brought_what_the_holdout_did_not_get() {
+        let holdout = Seen { arm: "holdout", ..Seen::default() };
+        let rows = rows(&[
+            Seen { user: 0, clicked: true, converted: true, cost: 2.0, revenue: 30.0, ..Seen::default() },
+            Seen { user: 1, clicked: true, cost: 1.0, ..Seen::default() },
+            Seen { user: 2, cost: 1.0, ..Seen::default() },
+            Seen { user: 10, clicked: true, converted: true, cost: 0.5, revenue: 4.0, ..holdout },
+            Seen { user: 11, ..holdout },
+            // A stranger to the table, who belongs to no arm.
+            Seen { user: 99, clicked: true, revenue: 1_000.0, ..holdout },
+        ]);
+        let found = measure(&EvaluateSettings::default(), &rows, &people(), &mut Vec::new()).expect("two arms");
+        assert_eq!((found.treatment_users, found.control_users, found.users_left_out), (7, 3, 2));
+        let totals = [found.clicks, found.conversions, found.revenue, found.cost, found.iroas].map(|total| total.expect("known").value);
+        // Seven users' sums less seven times the mean of three.
+        let (revenue, cost) = (30.0 - 7.0 * 4.0 / 3.0, 4.0 - 7.0 * 0.5 / 3.0);
+        for (total, by_hand) in totals.into_iter().zip([2.0 - 7.0 / 3.0, 1.0 - 7.0 / 3.0, revenue, cost, revenue / cost]) {
+            assert!((total - by_hand).abs() < 1e-9, "{total} and {by_hand}");
+        }
+        let names: Vec<&str> = found.metrics.iter().map(|lift| lift.metric.as_str()).collect();
+        assert_eq!(names, ["clicks_per_user", "conversions_per_user", "revenue_per_user", "cost_per_user"]);
+    }
+
+    #[test]
+    fn without_somebody_to_compare_to_nothing_is_said() {
+        let rows = rows(&[Seen { clicked: true, ..Seen::default() }]);
+        let champions: Vec<Person> = people().into_iter().filter(|person| person.arm == CHAMPION).collect();
+        let mut skipped = Vec::new();
+        assert_eq!(measure(&EvaluateSettings::default(), &rows, &champions, &mut skipped), None);
+        assert_eq!(measure(&EvaluateSettings::default(), &rows, &[], &mut skipped), None);
+        assert!(skipped[0].contains("no holdout") && skipped[1].contains("no table"), "{skipped:?}");
+    }
+}

@@ -53,3 +53,29 @@ pub fn measure(settings: &EvaluateSettings, rows: &Rows, delays: Option<&Curve>,
     let still_expected = if expected > 0.0 { 1.0 - f64::from(arrived) / expected } else { 0.0 };
     Some(Late { arrived: arrived.into(), expected, still_expected, horizon_hours: curve.horizon(), cvr, roas })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::night::small::{Seen, rows};
+    use super::*;
+    use crate::statistics::delay::Observed;
+
+    #[test]
+    fn a_conversion_counts_for_those_of_its_age_that_are_still_to_come() {
+        // Half of the shop's outcomes arrive within the first hours, the rest at the twentieth.
+        let seen = |delay: u32| Observed { delay, age: 24, count: 100.0 };
+        let curve = Curve::fit(&[seen(2), seen(20)]).expect("enough outcomes");
+        assert_eq!((curve.arrived_by(4), curve.arrived_by(24)), (0.5, 1.0));
+        let day = |hour: i64, converted: bool| Seen { hour, clicked: true, converted, cost: 1.0, revenue: 3.0, ..Seen::default() };
+        // Four clicks of the first hour, a day old, and two of the evening, four hours old; each row a user.
+        let seen = [day(0, true), day(0, true), day(0, false), day(0, false), day(20, true), day(20, false)];
+        let seen: Vec<Seen> = seen.into_iter().zip(0..).map(|(seen, user)| Seen { user, ..seen }).collect();
+        let found = measure(&EvaluateSettings::default(), &rows(&seen), Some(&curve), &mut Vec::new()).expect("a curve");
+        assert_eq!((found.arrived, found.expected, found.still_expected), (3, 4.0, 0.25));
+        let value = |of: &BTreeMap<String, Option<Estimate>>| of["champion"].expect("known").value;
+        assert!((value(&found.cvr) - 4.0 / 6.0).abs() < 1e-12 && (value(&found.roas) - 4.0 * 3.0 / 6.0).abs() < 1e-12, "{found:?}");
+        let mut skipped = Vec::new();
+        assert_eq!(measure(&EvaluateSettings::default(), &rows(&[]), None, &mut skipped), None);
+        assert!(skipped[0].starts_with("late conversions"), "{skipped:?}");
+    }
+}

@@ -69,3 +69,48 @@ fn click_rate(users: &[&History]) -> Option<ab::Arm> {
     let (clicks, impressions): (Vec<f64>, Vec<f64>) = users.iter().map(|user| (user.clicks, user.impressions)).unzip();
     ab::ratio(&clicks, &impressions)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two thousand users an arm, half of whom click twice as often as the arm and half never.
+    fn history(lifts: &[f64]) -> Vec<History> {
+        let mut history = Vec::new();
+        for (days_ago, lift) in (0..lifts.len() as i64).rev().zip(lifts) {
+            for (arm, rate) in [(CHAMPION, 0.2 * (1.0 + lift)), (HOLDOUT, 0.2)] {
+                let user = |user: u32| History {
+                    days_ago,
+                    arm: arm.to_owned(),
+                    impressions: 10.0,
+                    clicks: if user.is_multiple_of(2) { 20.0 * rate } else { 0.0 },
+                };
+                history.extend((0..2_000).map(user));
+            }
+        }
+        history
+    }
+
+    fn measured(lifts: &[f64]) -> Option<Novelty> {
+        measure(&EvaluateSettings::default(), &history(lifts), &mut Vec::new())
+    }
+
+    #[test]
+    fn a_lift_that_wears_off_is_told_from_one_that_lasts() {
+        let worn = measured(&[0.5, 0.4, 0.3, 0.2, 0.1]).expect("five days");
+        let lifts: Vec<f64> = worn.days.iter().map(|day| (day.lift * 1e9).round() / 1e9).collect();
+        assert_eq!((lifts, worn.days[0].days_ago), (vec![0.5, 0.4, 0.3, 0.2, 0.1], 4), "oldest first");
+        assert!((worn.trend.expect("a trend").value + 0.1).abs() < 1e-9, "{:?}", worn.trend);
+        assert!(worn.reading.starts_with("the lift wears off"), "{}", worn.reading);
+        let level = measured(&[0.3; 5]).expect("five days");
+        assert!(level.trend.expect("a trend").value.abs() < 1e-9 && level.reading.starts_with("no trend"), "{level:?}");
+        assert!(measured(&[0.1, 0.2, 0.3, 0.4, 0.5]).expect("five days").reading.starts_with("the lift grows"));
+    }
+
+    #[test]
+    fn two_days_make_no_trend_and_one_nothing() {
+        let two = measured(&[0.5, 0.1]).expect("two days");
+        assert_eq!((two.days.len(), two.trend, two.reading.as_str()), (2, None, "too few days for a trend"));
+        assert_eq!(measured(&[0.5]), None);
+    }
+}

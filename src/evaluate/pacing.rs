@@ -103,3 +103,32 @@ pub fn measure(rows: &Rows, ads: &RecordBatch, campaigns: Option<&RecordBatch>, 
     found.truncate(SHOWN);
     Ok(Some(Pacing { budget, spend, exhausted, exhausted_by_noon, hours, campaigns: found }))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::night::small::{Seen, rows};
+    use super::*;
+    use arrow::array::{ArrayRef, Float64Array};
+    use std::sync::Arc;
+
+    fn texts(cells: &[&str]) -> ArrayRef {
+        Arc::new(StringArray::from(cells.to_vec()))
+    }
+
+    #[test]
+    fn money_is_followed_through_the_hours_to_where_it_ran_out() {
+        let ads = RecordBatch::try_from_iter([("ad_id", texts(&["a", "b"])), ("campaign_id", texts(&["slow", "fast"]))]).unwrap();
+        let budgets: ArrayRef = Arc::new(Float64Array::from(vec![4.0, 10.0, 0.0]));
+        let campaigns =
+            RecordBatch::try_from_iter([("campaign_id", texts(&["fast", "slow", "penniless"])), ("daily_budget", budgets)]).unwrap();
+        let spent = |ad: &'static str, hour: i64, cost: f64| Seen { ad, hour, cost, ..Seen::default() };
+        let rows = rows(&[spent("a", 0, 6.0), spent("b", 5, 4.0), spent("a", 13, 4.0)]);
+        let found = measure(&rows, &ads, Some(&campaigns), &mut Vec::new()).unwrap().expect("campaigns and costs");
+        assert_eq!((found.budget, found.spend, found.exhausted, found.exhausted_by_noon), (14.0, 14.0, 2, 1));
+        let hours: Vec<_> = found.hours.iter().map(|hour| (hour.hour, hour.impressions, hour.spend, hour.budget_share)).collect();
+        assert_eq!(hours, [(0, 1, 6.0, 6.0 / 14.0), (5, 1, 4.0, 10.0 / 14.0), (13, 1, 4.0, 1.0)]);
+        let campaigns: Vec<_> = found.campaigns.iter().map(|campaign| (campaign.campaign_id.as_str(), campaign.exhausted_at)).collect();
+        assert_eq!(campaigns, [("slow", Some(13)), ("fast", Some(5))], "the largest budget first, none without one");
+        assert_eq!(measure(&rows, &ads, None, &mut Vec::new()).unwrap(), None);
+    }
+}

@@ -86,3 +86,39 @@ impl Positions {
         found.and_then(|found| found.ratio).map_or(1.0, |ratio| ratio.value)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::night::small::{Seen, rows};
+    use super::*;
+
+    /// So many impressions of an ad at a position, the first ones clicked; each of a user of its own.
+    fn shown(ad: &'static str, position: i64, impressions: u64, clicks: u64) -> impl Iterator<Item = Seen> {
+        let first = 10_000 * position as u64 + if ad == "popular" { 5_000 } else { 0 };
+        (0..impressions).map(move |at| Seen { user: first + at, ad, position, clicked: at < clicks, ..Seen::default() })
+    }
+
+    #[test]
+    fn a_position_is_judged_within_the_ad_and_not_by_who_stands_there() {
+        // The second place halves every ad's clicks; the popular ad stands in the first most of the time.
+        let seen = shown("plain", 1, 100, 20).chain(shown("plain", 2, 400, 40));
+        let seen: Vec<Seen> = seen.chain(shown("popular", 1, 400, 160)).chain(shown("popular", 2, 100, 20)).collect();
+        let found = measure(&EvaluateSettings::default(), &rows(&seen), &mut Vec::new()).expect("two positions");
+        assert_eq!((found.reference, found.positions.len()), (1, 2));
+        let second = &found.positions[1];
+        assert_eq!((second.impressions, second.clicks, second.ctr), (500, 60, 0.12));
+        let ratio = second.ratio.expect("both positions have clicks");
+        assert!((ratio.value - 0.5).abs() < 1e-9, "{ratio:?}, where the raw rates say a third");
+        assert!(ratio.interval.is_some_and(|interval| interval.low < 0.5 && 0.5 < interval.high && interval.high < 1.0), "{ratio:?}");
+        let at_first = found.ctr_at_reference["champion"].expect("clicks").value;
+        assert!((at_first - 240.0 / (500.0 + 0.5 * 500.0)).abs() < 1e-9, "{at_first}");
+    }
+
+    #[test]
+    fn one_position_says_nothing() {
+        let seen: Vec<Seen> = shown("plain", 1, 200, 20).chain(shown("plain", 2, 99, 9)).collect();
+        let mut skipped = Vec::new();
+        assert_eq!(measure(&EvaluateSettings::default(), &rows(&seen), &mut skipped), None);
+        assert!(skipped[0].starts_with("positions: fewer than two"), "{skipped:?}");
+    }
+}

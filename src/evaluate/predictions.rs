@@ -153,3 +153,50 @@ fn drift(before: &[(f64, u64)], after: &[(f64, u64)]) -> Option<Drift> {
     let psi = psi::of_counts(&counts(before), &counts(after))?;
     Some(Drift { mean_before: mean(before), mean_after: mean(after), psi })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::night::small::{Seen, rows};
+    use super::*;
+    use arrow::array::ArrayRef;
+    use std::sync::Arc;
+
+    fn promises(p_click: [f64; 2]) -> RecordBatch {
+        let texts = |cells: [&str; 2]| Arc::new(StringArray::from(cells.to_vec())) as ArrayRef;
+        RecordBatch::try_from_iter([
+            ("segment_id", texts(["s", "s"])),
+            ("ad_id", texts(["a", "b"])),
+            ("p_click", Arc::new(Float64Array::from(p_click.to_vec())) as ArrayRef),
+            ("impressions_planned", Arc::new(Int64Array::from(vec![10, 10])) as ArrayRef),
+        ])
+        .unwrap()
+    }
+
+    #[test]
+    fn what_was_promised_is_held_against_the_clicks() {
+        let shown = |ad: &'static str, first: u64, clicks: u64| {
+            (0..10).map(move |at| Seen { user: first + at, ad, clicked: at < clicks, ..Seen::default() })
+        };
+        let stranger = Seen { user: 77, ad: "of no table", clicked: true, ..Seen::default() };
+        let rows = rows(&shown("a", 0, 1).chain(shown("b", 20, 1)).chain([stranger]).collect::<Vec<_>>());
+        let (served, tonight) = (promises([0.2, 0.1]), promises([0.3, 0.1]));
+        let found = measure(&EvaluateSettings::default(), &rows, &served, &tonight, None, &mut Vec::new()).unwrap().expect("known rows");
+        assert_eq!((found.rows, found.rows_without, found.at_own_position, found.segments_judged), (20, 1, false, 0));
+        // 10 x 0.2 + 10 x 0.1 promised, 2 clicks came.
+        assert!((found.calibration.expect("clicks").value - 1.5).abs() < 1e-12, "{:?}", found.calibration);
+        assert!((found.calibration_by_arm["champion"].expect("clicks").value - 1.5).abs() < 1e-12);
+        let drift = found.drift.expect("two tables");
+        assert!((drift.mean_before - 0.15).abs() < 1e-12 && (drift.mean_after - 0.2).abs() < 1e-12 && drift.psi > 0.25, "{drift:?}");
+        let unmoved = measure(&EvaluateSettings::default(), &rows, &served, &served, None, &mut Vec::new()).unwrap().expect("known rows");
+        assert!(unmoved.drift.expect("two tables").psi.abs() < 1e-12);
+    }
+
+    #[test]
+    fn a_table_that_promised_nothing_of_the_day_is_said() {
+        let mut skipped = Vec::new();
+        let rows = rows(&[Seen { ad: "of no table", ..Seen::default() }]);
+        let (served, tonight) = (promises([0.2, 0.1]), promises([0.2, 0.1]));
+        assert_eq!(measure(&EvaluateSettings::default(), &rows, &served, &tonight, None, &mut skipped).unwrap(), None);
+        assert!(skipped[0].starts_with("predictions: no impression"), "{skipped:?}");
+    }
+}

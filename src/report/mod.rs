@@ -44,13 +44,14 @@ pub fn render_index(digests: &[serde_json::Value]) -> Result<String> {
     page("index.html", context! { nights => Value::from_serialize(digests.iter().rev().collect::<Vec<_>>()) })
 }
 
-const PAGES: [(&str, &str); 15] = [
+const PAGES: [(&str, &str); 16] = [
     ("style.css", include_str!("page/style.css")),
     ("macros.html", include_str!("page/macros.html")),
     ("night.html", include_str!("page/night.html")),
     ("verdict.html", include_str!("page/verdict.html")),
     ("money.html", include_str!("page/money.html")),
     ("experiments.html", include_str!("page/experiments.html")),
+    ("effects.html", include_str!("page/effects.html")),
     ("models.html", include_str!("page/models.html")),
     ("segments.html", include_str!("page/segments.html")),
     ("features.html", include_str!("page/features.html")),

@@ -236,7 +236,11 @@ fn the_pages_are_quiet_fit_and_can_be_read_by_everybody() {
         ("svg[aria-labelledby^='chart-calibration'] circle", nights),
         ("svg[aria-labelledby^='chart-loss-response'] circle", 2 * rows("/model/response/epochs")),
         ("svg[aria-labelledby^='chart-lineage'] rect", rows("/lineage/tables")),
-        ("#experiments .mark circle", rows("/evaluate/lift") + rows("/off_policy/estimates")),
+        ("#experiments .mark circle", rows("/evaluate/lift") + rows("/evaluate/incremental/metrics") + rows("/off_policy/estimates")),
+        ("svg[aria-labelledby^='chart-pacing'] polyline", 2),
+        ("svg[aria-labelledby^='chart-looks'] circle", 2 * rows("/evaluate/frequency/looks")),
+        ("svg[aria-labelledby^='chart-positions'] circle", rows("/evaluate/positions/positions")),
+        ("svg[aria-labelledby^='chart-table-reliability'] circle", rows("/evaluate/predictions/reliability")),
         (".changes li", 5),
         (".badges li", 7),
     ] {

@@ -85,6 +85,13 @@ fn the_page_holds_every_section_with_its_numbers_intervals_and_sizes() {
                 "0.0225",
                 "clipped IPS",
                 "Assumes that the logged propensities",
+                "Incremental ROAS: 2.54 <span class=\"ci\">[−1.10, 6.80]</span>",
+                "7,210 users of the champion against 418 of the holdout",
+                "promised 1.041 <span class=\"ci\">[0.968, 1.119]</span> times the clicks that came",
+                "interest:camping",
+                "38 % of them are still expected",
+                "A cap of 3 looks a day",
+                "1 of them before noon",
             ],
         ),
         (
