@@ -66,6 +66,10 @@ impl Spec {
     }
 
     fn check(&self) -> Result<()> {
+        // It is part of policy versions, of lock names and of keys, where other signs have a meaning of their own.
+        if self.name.is_empty() || !self.name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-')) {
+            return Err(Error::usage(format_args!("name = {:?}: a job is named by letters, digits, _ and -", self.name)));
+        }
         if self.ingest.consent == ingest::Consent::NotApplicable
             && self.ingest.consent_reason.as_deref().unwrap_or_default().trim().is_empty()
         {

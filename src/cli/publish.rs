@@ -9,6 +9,7 @@ use crate::platform::pseudonym::Key;
 use crate::platform::server::Server;
 use crate::publish::{self, Privacy};
 use crate::spec::Spec;
+use crate::targeting::arms::{Assignment, arm_of};
 use clap::Args;
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -104,7 +105,17 @@ pub async fn publish(what: Publish, output: Output) -> Result<()> {
 pub async fn lookup(what: Lookup, output: Output) -> Result<()> {
     let spec = Spec::read(&what.job)?;
     let question = match (what.user, what.segment, what.ad) {
-        (Some(user), ..) => Question::User(Key::read(&spec.privacy)?.pseudonym(IdDomain::User, user.trim())),
+        (Some(user), ..) => {
+            let key = Key::read(&spec.privacy)?;
+            let pseudonym = key.pseudonym(IdDomain::User, user.trim());
+            // What serves tells its own arms; a store that is asked alone is taken to serve the job as it stands.
+            let served = match &what.from {
+                Some(_) => Assignment::of(&spec.targeting, &key),
+                None => publish::assignment(&publish::choose(&output_store(&spec, &what.place)?, None).await?.1).await?,
+            };
+            let arm = arm_of(&pseudonym, &served.salt, &served.shares);
+            Question::User { pseudonym, arm }
+        }
         (_, Some(segment), _) => Question::Segment(segment),
         (.., ad) => Question::Ad(ad.unwrap_or_default()),
     };

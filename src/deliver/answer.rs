@@ -2,12 +2,16 @@
 
 use super::{Ad, Release, Shelf};
 use crate::error::{Error, Result};
+use crate::targeting::arms::Arm;
 use serde::Serialize;
 use std::fmt::{Display, Formatter, Result as Written};
 
 pub enum Question {
-    /// The pseudonym; the answer does not repeat it.
-    User(String),
+    /// The answer does not repeat the pseudonym. `arm`: the user's, which no table holds.
+    User {
+        pseudonym: String,
+        arm: Arm,
+    },
     Segment(String),
     Ad(String),
 }
@@ -19,7 +23,10 @@ pub struct Answer {
     pub run: String,
     /// Of the user, the one served first.
     pub segments: Vec<String>,
-    /// Rows of ads: of the user's first segment, of the segment, or of the ad.
+    /// The user's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub arm: Option<Arm>,
+    /// Rows of ads: of the user's first segment in the user's arm, of the segment, or of the ad.
     pub ads: Vec<Ad>,
     #[serde(skip)]
     about: About,
@@ -35,8 +42,8 @@ enum About {
 /// Asks a committed table.
 pub fn ask_release(release: &Release, from: String, question: &Question) -> Answer {
     let segments = match question {
-        Question::User(user) => {
-            let found = release.users.iter().find(|known| known.user_id == *user);
+        Question::User { pseudonym, .. } => {
+            let found = release.users.iter().find(|known| known.user_id == *pseudonym);
             found.map_or_else(Vec::new, |user| user.segments.clone())
         }
         _ => Vec::new(),
@@ -50,7 +57,7 @@ pub async fn ask_store(shelf: &mut dyn Shelf, job: &str, from: String, question:
     let run =
         run.ok_or_else(|| Error::usage(format_args!("nothing of {job} is loaded in {from}")).action("load it with `nightmarket publish`"))?;
     let segments = match question {
-        Question::User(user) => shelf.segments_of(job, &run, user).await?,
+        Question::User { pseudonym, .. } => shelf.segments_of(job, &run, pseudonym).await?,
         _ => Vec::new(),
     };
     let ads = shelf.ads(job, &run).await?;
@@ -59,17 +66,19 @@ pub async fn ask_store(shelf: &mut dyn Shelf, job: &str, from: String, question:
 
 fn answer(from: String, run: String, question: &Question, segments: Vec<String>, ads: Vec<Ad>) -> Answer {
     let wanted = |ad: &Ad| match question {
-        Question::User(_) => segments.first() == Some(&ad.segment_id),
+        Question::User { arm, .. } => segments.first() == Some(&ad.segment_id) && ad.arm == arm.as_str(),
         Question::Segment(id) => ad.segment_id == *id,
         Question::Ad(id) => ad.ad_id == *id,
     };
-    let about = match question {
-        Question::User(_) => About::User,
-        Question::Segment(_) => About::Segment,
-        Question::Ad(_) => About::Ad,
+    let (about, arm) = match question {
+        Question::User { arm, .. } => (About::User, Some(*arm)),
+        Question::Segment(_) => (About::Segment, None),
+        Question::Ad(_) => (About::Ad, None),
     };
-    let ads = ads.into_iter().filter(wanted).collect();
-    Answer { from, run, segments, ads, about }
+    let mut ads: Vec<Ad> = ads.into_iter().filter(wanted).collect();
+    // Each arm is a table of its own, whose shares sum to one.
+    ads.sort_by(|a, b| (&a.arm, &a.segment_id, a.rank).cmp(&(&b.arm, &b.segment_id, b.rank)));
+    Answer { from, run, segments, arm, ads, about }
 }
 
 impl Display for Answer {
@@ -86,22 +95,28 @@ impl Display for Answer {
                 if self.segments.len() > 1 {
                     write!(f, " and also belongs to {}", self.segments[1..].join(", "))?;
                 }
-                write!(f, ". Of 100 opportunities they see:")?;
+                let arm = self.arm.map_or_else(String::new, |arm| format!(" in the {arm} arm"));
+                write!(f, ". Of 100 opportunities they see{arm}:")?;
             }
             About::Segment if self.ads.is_empty() => {
                 write!(f, "No such segment serves. It may be below the floor, and then its users are served by others")?
             }
-            About::Segment => write!(f, "Of 100 opportunities this segment's users see:")?,
+            About::Segment => write!(f, "Of 100 opportunities this segment's users see, by the arm they are in:")?,
             About::Ad if self.ads.is_empty() => {
                 write!(f, "This ad is shown to no segment: it is out of its dates or its budget, or others were worth more")?;
             }
-            About::Ad => write!(f, "This ad is shown to:")?,
+            About::Ad => write!(f, "Of 100 opportunities this ad takes, by the arm that users are in:")?,
         }
-        for ad in &self.ads {
-            let what = if self.about == About::Ad { &ad.segment_id } else { &ad.ad_id };
-            write!(f, "\n  {:>6.2}  {what}  ({} arm)", 100.0 * ad.propensity, ad.arm)?;
-            if let Some(cap) = ad.frequency_cap {
-                write!(f, ", at most {cap} times a day")?;
+        for of_arm in self.ads.chunk_by(|a, b| a.arm == b.arm) {
+            if self.about != About::User {
+                write!(f, "\n  {}", of_arm[0].arm)?;
+            }
+            for ad in of_arm {
+                let what = if self.about == About::Ad { &ad.segment_id } else { &ad.ad_id };
+                write!(f, "\n  {:>6.2}  {what}", 100.0 * ad.propensity)?;
+                if let Some(cap) = ad.frequency_cap {
+                    write!(f, ", at most {cap} times a day")?;
+                }
             }
         }
         write!(f, "\nrun {} in {}", self.run, self.from)

@@ -5,8 +5,8 @@
 //! nightmarket_serving_ads     job, run, policy_version, segment_id, arm, place, ad_id, …      place 1 is the likeliest
 //! ```
 //!
-//! A run's rows are written into a partition of their own, read back, counted and summed, and only then does one transaction move
-//! `nightmarket_current`. A reader that asks both views in one repeatable-read transaction gets one run; every row names its run.
+//! The rows are in `nightmarket_user_segments` and `nightmarket_segment_ads`. A run's are written into a partition of their own, read
+//! back, counted and summed, and only then does one transaction move `nightmarket_current`. A reader that asks both views in one repeatable-read transaction gets one run; every row names its run.
 
 use super::{Ad, Release, Shelf};
 use crate::error::{Context, Error, Kind, Result};
@@ -14,6 +14,7 @@ use crate::platform::server::{PASSWORD_VARIABLE, Server, USER_VARIABLE};
 use async_trait::async_trait;
 use futures::TryStreamExt;
 use sqlx::{AssertSqlSafe, Connection, QueryBuilder, Row};
+use std::time::Duration;
 use xxhash_rust::xxh3::xxh3_64;
 
 /// Rows an insert: five values each stay below the 65,535 that both protocols can bind.
@@ -57,9 +58,10 @@ fn view(name: &str, table: &str, columns: &str) -> String {
     )
 }
 
-fn views() -> [String; 2] {
-    [view("nightmarket_serving_users", USERS, "user_id, place, segment_id"), view("nightmarket_serving_ads", ADS, AD_COLUMNS)]
-}
+const USER_COLUMNS: &str = "user_id, place, segment_id";
+
+/// Name, table and columns of what readers ask.
+const VIEWS: [(&str, &str, &str); 2] = [("nightmarket_serving_users", USERS, USER_COLUMNS), ("nightmarket_serving_ads", ADS, AD_COLUMNS)];
 
 /// A run's name as part of a statement. It is the hexadecimal key of a folder, and nothing else may become one.
 fn checked(run: &str) -> Result<&str> {
@@ -72,6 +74,16 @@ fn checked(run: &str) -> Result<&str> {
 /// MySQL takes no more than 64 characters.
 fn lock_name(job: &str) -> String {
     format!("nightmarket:{:016x}", xxh3_64(job.as_bytes()))
+}
+
+/// How often, and how far apart, a lock is asked for.
+const TURNS: usize = 60;
+const BETWEEN_TURNS: Duration = Duration::from_secs(1);
+
+/// Whether a statement gave up waiting for a lock.
+fn waited(error: &sqlx::Error) -> bool {
+    let sqlx::Error::Database(error) = error else { return false };
+    error.code().as_deref() == Some("55P03") || error.message().starts_with("Lock wait timeout exceeded")
 }
 
 /// SQLSTATE of a table that nobody made yet: nothing was ever loaded.
@@ -136,23 +148,33 @@ trait Dialect {
     /// Tries to take the lock named by the only parameter, for the session: 1 when it is ours.
     const LOCK: &'static str;
     const UNLOCK: &'static str;
+    /// The schema in which tables are made.
+    const SCHEMA: &'static str;
+    /// A statement that waits for a lock waits so long and no longer: who waits for it waits behind it.
+    const BE_BRIEF: &'static str;
     /// Whether a run, the second parameter, has a partition of a table, the first.
     const HAS_PARTITION: &'static str;
-    fn add_partition(table: &str, run: &str) -> String;
-    fn drop_partition(table: &str, run: &str) -> String;
+    fn add(table: &str, run: &str) -> String;
+    fn drop(table: &str, run: &str) -> String;
 }
 
 impl Dialect for Postgres {
     const BY_RUN: &'static str = " PARTITION BY LIST (run)";
     const LOCK: &'static str = "SELECT CASE WHEN pg_try_advisory_lock(hashtext($1)) THEN 1 ELSE 0 END::bigint";
     const UNLOCK: &'static str = "SELECT pg_advisory_unlock(hashtext($1))";
+    const SCHEMA: &'static str = "current_schema()";
+    const BE_BRIEF: &'static str = "SET lock_timeout = '200ms'";
     const HAS_PARTITION: &'static str = "SELECT COUNT(*) FROM pg_class WHERE oid = to_regclass($1 || '_' || $2)";
 
-    fn add_partition(table: &str, run: &str) -> String {
-        format!("CREATE TABLE {table}_{run} PARTITION OF {table} FOR VALUES IN ('{run}')")
+    fn add(table: &str, run: &str) -> String {
+        // CREATE TABLE … PARTITION OF would lock readers out; this does not.
+        format!(
+            "CREATE TABLE {table}_{run} (LIKE {table} INCLUDING ALL);
+             ALTER TABLE {table} ATTACH PARTITION {table}_{run} FOR VALUES IN ('{run}')"
+        )
     }
 
-    fn drop_partition(table: &str, run: &str) -> String {
+    fn drop(table: &str, run: &str) -> String {
         format!("DROP TABLE {table}_{run}")
     }
 }
@@ -162,14 +184,16 @@ impl Dialect for MySql {
         " CHARACTER SET utf8mb4 COLLATE utf8mb4_bin PARTITION BY LIST COLUMNS (run) (PARTITION run_none VALUES IN (''))";
     const LOCK: &'static str = "SELECT CAST(GET_LOCK(?, 0) AS SIGNED)";
     const UNLOCK: &'static str = "SELECT RELEASE_LOCK(?)";
+    const SCHEMA: &'static str = "DATABASE()";
+    const BE_BRIEF: &'static str = "SET SESSION lock_wait_timeout = 1";
     const HAS_PARTITION: &'static str = "SELECT COUNT(*) FROM information_schema.partitions
         WHERE table_schema = DATABASE() AND table_name = ? AND partition_name = CONCAT('run_', ?)";
 
-    fn add_partition(table: &str, run: &str) -> String {
+    fn add(table: &str, run: &str) -> String {
         format!("ALTER TABLE {table} ADD PARTITION (PARTITION run_{run} VALUES IN ('{run}'))")
     }
 
-    fn drop_partition(table: &str, run: &str) -> String {
+    fn drop(table: &str, run: &str) -> String {
         format!("ALTER TABLE {table} DROP PARTITION run_{run}")
     }
 }
@@ -192,17 +216,57 @@ macro_rules! shelf {
                 Ok(())
             }
 
+            /// Tables and views are made once: making them anew would lock readers out.
             async fn make_tables(&mut self) -> Result<()> {
+                self.run(Self::BE_BRIEF.to_owned()).await?;
+                if self.has_views().await? {
+                    return Ok(());
+                }
                 for table in PLAIN_TABLES {
                     self.run(table.to_owned()).await?;
                 }
                 for table in [users_table(), ads_table()] {
                     self.run(table + Self::BY_RUN).await?;
                 }
-                for view in views() {
-                    self.run(view).await?;
+                for (name, table, columns) in VIEWS {
+                    self.run(view(name, table, columns)).await?;
                 }
                 Ok(())
+            }
+
+            /// Whether the views are there with all of their columns.
+            async fn has_views(&mut self) -> Result<bool> {
+                for (name, _, columns) in VIEWS {
+                    let known = columns.split(", ").map(|column| format!("'{column}'")).collect::<Vec<_>>().join(", ");
+                    let count = sqlx::query_scalar::<$database, i64>(AssertSqlSafe(format!(
+                        "SELECT COUNT(*) FROM information_schema.columns WHERE table_schema = {} AND table_name = '{name}' AND column_name IN ({known})",
+                        Self::SCHEMA
+                    )));
+                    if count.fetch_one(&mut self.connection).await.map_err(failed)? != columns.split(", ").count() as i64 {
+                        return Ok(false);
+                    }
+                }
+                Ok(true)
+            }
+
+            /// Gives a run its partition of a table. Readers who are long in a transaction are waited for in turns, so that nobody waits
+            /// behind this.
+            async fn add_partition(&mut self, table: &str, run: &str) -> Result<()> {
+                for _ in 0..TURNS {
+                    match sqlx::raw_sql(AssertSqlSafe(Self::add(table, run))).execute(&mut self.connection).await {
+                        Err(error) if waited(&error) => tokio::time::sleep(BETWEEN_TURNS).await,
+                        done => return done.map(drop).map_err(failed),
+                    }
+                }
+                Err(Error::new(Kind::Transient, format_args!("readers hold {table} in long transactions")).action("run again when they have ended"))
+            }
+
+            /// Drops a run's partition of a table unless a reader is in it: then the next load does.
+            async fn drop_partition(&mut self, table: &str, run: &str) -> Result<bool> {
+                match sqlx::raw_sql(AssertSqlSafe(Self::drop(table, run))).execute(&mut self.connection).await {
+                    Err(error) if waited(&error) => Ok(false),
+                    done => done.map(|_| true).map_err(failed),
+                }
             }
 
             async fn has_partition(&mut self, table: &str, run: &str) -> Result<bool> {
@@ -293,11 +357,14 @@ macro_rules! shelf {
                 });
                 query.build().execute(&mut self.connection).await.map_err(failed)?;
                 for table in [USERS, ADS] {
-                    // What a load that died left.
-                    if self.has_partition(table, run).await? {
-                        self.run(Self::drop_partition(table, run)).await?;
+                    if !self.has_partition(table, run).await? {
+                        self.add_partition(table, run).await?;
                     }
-                    self.run(Self::add_partition(table, run)).await?;
+                }
+                // In one transaction: the run may be the one that serves, found damaged, and its readers see the old rows or the new ones.
+                self.run("BEGIN".to_owned()).await?;
+                for table in [USERS, ADS] {
+                    self.run(format!("DELETE FROM {table} WHERE run = '{run}'")).await?;
                 }
                 let rows: Vec<_> = user_rows(release).collect();
                 for rows in rows.chunks(BATCH) {
@@ -321,7 +388,7 @@ macro_rules! shelf {
                     return Err(Error::new(Kind::Transient, format_args!("{sent:?} was sent and {found:?} arrived"))
                         .action("run again; what served before still serves"));
                 }
-                Ok(())
+                self.run("COMMIT".to_owned()).await
             }
 
             async fn flip(&mut self, release: &Release, from: Option<&str>) -> Result<bool> {
@@ -354,10 +421,13 @@ macro_rules! shelf {
                 query.push_bind(&release.job);
                 let runs: Vec<String> = query.build_query_scalar().fetch_all(&mut self.connection).await.map_err(failed)?;
                 for run in runs.iter().filter(|run| **run != release.run && before != Some(run.as_str())) {
+                    let mut gone = true;
                     for table in [USERS, ADS] {
-                        if self.has_partition(table, checked(run)?).await? {
-                            self.run(Self::drop_partition(table, run)).await?;
-                        }
+                        gone &= !self.has_partition(table, checked(run)?).await? || self.drop_partition(table, run).await?;
+                    }
+                    if !gone {
+                        tracing::warn!(run, "a reader is still in an old table: the next load removes it");
+                        continue;
                     }
                     let mut query = QueryBuilder::<$database>::new("DELETE FROM nightmarket_runs WHERE job = ");
                     query.push_bind(&release.job).push(" AND run = ").push_bind(run);

@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use nightmarket::deliver::{self, Ad, Delivered, Question, Release, Settings, Shelf, State, User};
 use nightmarket::error::{self, Result};
 use nightmarket::platform::server::Server;
+use nightmarket::targeting::arms::Arm;
 use redis::AsyncCommands;
 use sqlx::{Connection, Row};
 use std::process::Command;
@@ -39,6 +40,11 @@ fn release(run: &str, users: usize) -> Release {
         users: (0..users).map(user).collect(),
         ads: (0..7 * ADS).map(ad).collect(),
     }
+}
+
+/// What a user sees who is in the champion arm.
+fn of(user: &str) -> Question {
+    Question::User { pseudonym: user.to_owned(), arm: Arm::Champion }
 }
 
 fn server(running: &Running) -> Server {
@@ -153,15 +159,26 @@ impl Reader {
 
     /// What somebody does who should not.
     async fn move_pointer(&mut self, to: &str) {
-        let statement = format!("UPDATE nightmarket_current SET run = '{to}' WHERE job = '{JOB}'");
         match self {
             Self::Redis(connection) => connection.set::<_, _, ()>(format!("nm:{JOB}:current"), to).await.expect("set"),
-            Self::Postgres(connection) => {
-                sqlx::raw_sql(sqlx::AssertSqlSafe(statement)).execute(connection).await.expect("moves");
-            }
-            Self::MariaDb(connection) => {
-                sqlx::raw_sql(sqlx::AssertSqlSafe(statement)).execute(connection).await.expect("moves");
-            }
+            _ => self.run(format!("UPDATE nightmarket_current SET run = '{to}' WHERE job = '{JOB}'")).await,
+        }
+    }
+
+    /// And worse: a user of a run is gone.
+    async fn damage(&mut self, run: &str, user: &str) {
+        match self {
+            Self::Redis(connection) => connection.del::<_, ()>(format!("nm:{JOB}:{run}:user:{user}")).await.expect("deleted"),
+            _ => self.run(format!("DELETE FROM nightmarket_user_segments WHERE run = '{run}' AND user_id = '{user}'")).await,
+        }
+    }
+
+    async fn run(&mut self, statement: String) {
+        let statement = sqlx::raw_sql(sqlx::AssertSqlSafe(statement));
+        match self {
+            Self::Redis(_) => panic!("no SQL"),
+            Self::Postgres(connection) => drop(statement.execute(connection).await.expect("runs")),
+            Self::MariaDb(connection) => drop(statement.execute(connection).await.expect("runs")),
         }
     }
 }
@@ -214,14 +231,17 @@ fn suite(kind: Kind) {
         assert_eq!((back.state, back.replaced.as_deref()), (State::Loaded, Some("b2")));
 
         let user = &first.users[2];
-        for question in [Question::User(user.user_id.clone()), Question::Segment("a1:3".into()), Question::Ad(first.ads[40].ad_id.clone())]
-        {
+        Reader::connect(kind, &server).await.damage("a1", &user.user_id).await;
+        assert_eq!(load(&server, &first).await.expect("mends").state, State::AlreadyServes);
+        let segments = shelf(&server).await.segments_of(JOB, "a1", &user.user_id).await.expect("answers");
+        assert_eq!(segments, user.segments, "a load of the table that serves mends it");
+        for question in [of(&user.user_id), Question::Segment("a1:3".into()), Question::Ad(first.ads[40].ad_id.clone())] {
             let from_release = deliver::ask_release(&first, "here".into(), &question);
             let from_store = deliver::ask_store(shelf(&server).await.as_mut(), JOB, "here".into(), &question).await.expect("answers");
             assert_eq!(from_store, from_release, "the store answers as object storage does");
             assert!(!from_store.ads.is_empty() && from_store.to_string().contains("run a1"), "{from_store}");
         }
-        let stranger = Question::User("f".repeat(32));
+        let stranger = of(&"f".repeat(32));
         let answer = deliver::ask_store(shelf(&server).await.as_mut(), JOB, "here".into(), &stranger).await.expect("answers");
         assert!(answer.to_string().contains("in no segment"), "{answer}");
 
@@ -279,6 +299,29 @@ fn mariadb_serves_one_table_whole() {
 }
 
 #[test]
+fn postgresql_is_loaded_beside_readers_who_stay_in_a_transaction() {
+    let Some(running) = servers::start(Kind::Postgres) else { return };
+    let server = server(&running);
+    let releases = ["a1", "b2", "c3", "d4"].map(|run| Release { may_stay: Vec::new(), ..release(run, 50) });
+    block_on(async {
+        drop(shelf(&server).await);
+        load(&server, &releases[0]).await.expect("loads");
+        let user = &releases[0].users[2].user_id;
+        let mut patient = Reader::connect(Kind::Postgres, &server).await;
+        patient.run("BEGIN ISOLATION LEVEL REPEATABLE READ".into()).await;
+        assert_eq!(patient.ask(user).await.0, "a1");
+        for release in &releases[1..3] {
+            assert_eq!(load(&server, release).await.expect("loads").state, State::Loaded, "nobody waits for a reader");
+            assert_eq!(Reader::connect(Kind::Postgres, &server).await.ask(user).await.0, release.run, "nor does a reader wait");
+        }
+        assert_eq!(patient.ask(user).await.0, "a1", "the reader's table stays as long as the reader");
+        patient.run("COMMIT".into()).await;
+        load(&server, &releases[3]).await.expect("loads");
+        assert_eq!(shelf(&server).await.segments_of(JOB, "a1", user).await.expect("answers"), [""; 0], "and goes with the next load");
+    });
+}
+
+#[test]
 fn the_night_loads_after_its_commit_and_a_dead_store_costs_no_table() {
     let Some(mut running) = servers::start(Kind::Redis) else { return };
     let mut shop = Shop::served();
@@ -303,6 +346,9 @@ fn the_night_loads_after_its_commit_and_a_dead_store_costs_no_table() {
     assert_eq!(code, Some(0));
     assert_eq!(json(&here)["ads"], json(&there)["ads"], "object storage and the store agree");
     assert!(json(&here)["ads"].as_array().is_some_and(|ads| !ads.is_empty()), "{here}");
+    let (_, said, _) = command(&["lookup", "--segment", &segment]);
+    let arms: Vec<&str> = said.lines().map(str::trim).filter(|line| ["champion", "explore", "holdout"].contains(line)).collect();
+    assert_eq!(arms, ["champion", "explore", "holdout"], "each arm by itself: {said}");
     let (code, said, _) = command(&["publish", "--to", &from, "--run", "1", "--dry-run"]);
     assert!(code == Some(0) && said.contains("would be loaded") && said.contains("generation 1"), "{said}");
     let (code, _, log) = command(&["publish", "--to", &from, "--run", "1"]);
@@ -322,28 +368,4 @@ fn the_night_loads_after_its_commit_and_a_dead_store_costs_no_table() {
 
     let (code, said, log) = command(&["publish", "--to", "redis://somebody:a-secret-word@127.0.0.1:1/"]);
     assert!(code == Some(2) && !format!("{said}{log}").contains("a-secret-word"), "a password in a URL is refused and not repeated: {log}");
-}
-
-/// `cargo test --release --test it a_million_users -- --ignored --nocapture`
-#[test]
-#[ignore = "a measurement: prints rows a second"]
-#[expect(clippy::print_stdout, reason = "a measurement prints what it found")]
-fn a_million_users_into_each_store() {
-    for kind in [Kind::Redis, Kind::Postgres, Kind::MariaDb] {
-        let Some(running) = servers::start(kind) else { continue };
-        let server = server(&running);
-        let release = release("a1", 1_000_000);
-        block_on(async {
-            drop(shelf(&server).await);
-            let started = std::time::Instant::now();
-            load(&server, &release).await.expect("loads");
-            let seconds = started.elapsed().as_secs_f64();
-            let rows: usize = release.users.iter().map(|user| user.segments.len()).sum();
-            println!(
-                "{kind:?}: 1,000,000 users, {rows} rows in {seconds:.1} s: {:.0} users/s, {:.0} rows/s",
-                1e6 / seconds,
-                rows as f64 / seconds
-            );
-        });
-    }
 }
