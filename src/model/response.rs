@@ -287,7 +287,8 @@ impl Examples {
 
     /// The network that the settings describe, calibrated. Of several strengths of L2 that which validates best.
     pub fn network(&self, seed: u64) -> Result<Learned> {
-        if self.constant().is_some() {
+        if let Some(why) = self.constant() {
+            tracing::warn!("{why}: the network is a constant");
             return Ok(Learned { network: self.constant_response(), epochs: Vec::new(), notes: Vec::new() });
         }
         let settings = &self.settings;

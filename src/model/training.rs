@@ -98,11 +98,12 @@ const CURVE_ROWS: usize = 20_000;
 const HALVINGS: usize = 3;
 /// A gain on the validation rows smaller than this is none.
 const GAIN: f64 = 1e-6;
+/// A batch is not halved below this: it is not what fills the memory.
+const SMALLEST_BATCH: usize = 64;
 /// Below so many units bfloat16's conversions cost what its products save.
 const WIDE: usize = 128;
 
-/// Trains until the validation rows stop gaining; returns the best epoch's weights and the curve. Where a GPU runs out of memory the
-/// batch is halved, and at last the CPU is taken.
+/// Trains until the validation rows stop gaining; returns the best epoch's weights and the curve.
 ///
 /// # Errors
 /// `Contract` when the loss is no number however slow the training, `Usage` for a device that is not there.
@@ -114,50 +115,56 @@ pub(super) fn train(
     schedule: &Schedule,
     seed: u64,
 ) -> Result<Trained> {
-    let mut schedule = schedule.clone();
+    with_less(schedule, |schedule| {
+        let device = device::take(&schedule.device, schedule.threads)?;
+        attempt(spec, train, valid, neutral_rows, schedule, seed, device)
+    })
+}
+
+/// Where a GPU runs out of memory the batch is halved, and at last, or at once when the GPU fails otherwise, the CPU is taken.
+fn with_less(wanted: &Schedule, attempt: impl Fn(&Schedule) -> Result<Trained>) -> Result<Trained> {
+    let mut schedule = wanted.clone();
     let mut notes = Vec::new();
     loop {
-        let device = device::take(&schedule.device, schedule.threads)?;
-        let attempt = || attempt(spec, train, valid, neutral_rows, &schedule, seed, device);
-        let outcome = match device {
-            Device::Cpu => attempt(),
-            // libtorch's binding panics with the text of the error.
-            _ => match catch_unwind(AssertUnwindSafe(attempt)) {
-                Err(panic) if out_of_memory(&*panic) => Err(full(device)),
-                Err(panic) => resume_unwind(panic),
-                Ok(outcome) => outcome,
-            },
+        let panic = match catch_unwind(AssertUnwindSafe(|| attempt(&schedule))) {
+            Ok(outcome) => return outcome.map(|trained| Trained { notes: [notes, trained.notes].concat(), ..trained }),
+            Err(panic) => panic,
         };
-        match outcome {
-            Err(error) if error.kind == crate::error::Kind::Transient && device != Device::Cpu => {
-                let smaller = schedule.batch_size / 2;
-                let note = if smaller >= 64 && notes.len() < HALVINGS {
-                    schedule.batch_size = smaller;
-                    format!("{error}: the batch was halved to {smaller}")
-                } else {
-                    schedule.device = "cpu".into();
-                    format!("{error}: trained on the CPU")
-                };
-                tracing::warn!("{note}");
-                notes.push(note);
-            }
-            outcome => {
-                return outcome.map(|mut trained| {
-                    notes.append(&mut trained.notes);
-                    Trained { notes, ..trained }
-                });
-            }
+        let Some(why) = gpu_failure(&*panic).filter(|_| schedule.device != "cpu") else { resume_unwind(panic) };
+        let smaller = schedule.batch_size / 2;
+        let note = if why == GpuFailure::OutOfMemory && smaller >= SMALLEST_BATCH && notes.len() < HALVINGS {
+            schedule.batch_size = smaller;
+            format!("{}: the batch was halved to {smaller}", why.text())
+        } else {
+            schedule = Schedule { device: "cpu".into(), ..wanted.clone() };
+            format!("{}: trained on the CPU", why.text())
+        };
+        tracing::warn!("{note}");
+        notes.push(note);
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum GpuFailure {
+    OutOfMemory,
+    Other,
+}
+
+impl GpuFailure {
+    fn text(self) -> &'static str {
+        match self {
+            Self::OutOfMemory => "the GPU ran out of memory",
+            Self::Other => "the GPU failed",
         }
     }
 }
 
-fn full(device: Device) -> Error {
-    Error::new(crate::error::Kind::Transient, format_args!("{} ran out of memory", device::name(device)))
-}
-
-fn out_of_memory(panic: &(dyn std::any::Any + Send)) -> bool {
-    let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
-    text.is_some_and(|text| text.contains("out of memory"))
+/// libtorch's binding panics with the text of the error.
+fn gpu_failure(panic: &(dyn std::any::Any + Send)) -> Option<GpuFailure> {
+    let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied())?;
+    let of_gpu = ["CUDA", "CUBLAS", "CUDNN"].iter().any(|name| text.contains(name));
+    let out_of_memory = text.contains("out of memory") || text.contains("ALLOC_FAILED");
+    of_gpu.then_some(if out_of_memory { GpuFailure::OutOfMemory } else { GpuFailure::Other })
 }
 
 fn attempt(
@@ -202,7 +209,9 @@ fn attempt(
                 return Err(diverged(rate));
             }
             rate /= 2.0;
-            notes.push(format!("epoch {epoch} gave no finite loss: back to the best weights, at the learning rate {rate:e}"));
+            let note = format!("epoch {epoch} gave no finite loss: back to the best weights, at the learning rate {rate:e}");
+            tracing::warn!("{note}");
+            notes.push(note);
             live.reset(&best);
             continue;
         };
@@ -351,10 +360,19 @@ impl Live {
     }
 }
 
-/// Logits of every row, [rows, heads] row-major.
+/// Logits of every row, [rows, heads] row-major. Where a GPU fails, by the CPU.
 pub(super) fn predict(spec: &Spec, weights: &Weights, rows: &Encoded, device: &str, threads: usize) -> Vec<f32> {
-    let device = device::take_or_cpu(device, threads);
-    Live::new(spec, weights, device, threads).forward(spec, rows, device)
+    let score = |name: &str| {
+        let device = device::take_or_cpu(name, threads);
+        Live::new(spec, weights, device, threads).forward(spec, rows, device)
+    };
+    catch_unwind(AssertUnwindSafe(|| score(device))).unwrap_or_else(|panic| match gpu_failure(&*panic) {
+        Some(why) => {
+            tracing::warn!("{}: scored on the CPU", why.text());
+            score("cpu")
+        }
+        None => resume_unwind(panic),
+    })
 }
 
 /// A click's log-loss, plus that of click-and-conversion over all rows where it is known: ESMM (arXiv 1804.07931).
@@ -423,4 +441,62 @@ pub(super) fn weight(tensor: &Tensor) -> Weight {
     let mut data = vec![0.0; host.numel()];
     host.copy_data(&mut data, host.numel());
     Weight { shape: host.size().iter().map(|size| *size as usize).collect(), data }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::RefCell;
+
+    fn schedule() -> Schedule {
+        Schedule {
+            epochs: 1,
+            patience: 0,
+            batch_size: 512,
+            min_steps: 1,
+            learning_rate: 0.1,
+            rate_drop: 1.0,
+            go_back: false,
+            monitor: Monitor::Auc,
+            weight_decay: 0.0,
+            embedding_l2: 0.0,
+            dropout: 0.0,
+            precision: Precision::Float32,
+            device: "auto".into(),
+            threads: 1,
+        }
+    }
+
+    /// What is tried, (batch, device), when every attempt on a GPU panics so; and the notes.
+    fn tried(panics: &str) -> (Vec<(usize, String)>, Vec<String>) {
+        let tried = RefCell::new(Vec::new());
+        let trained = with_less(&schedule(), |schedule| {
+            tried.borrow_mut().push((schedule.batch_size, schedule.device.clone()));
+            assert!(schedule.device == "cpu", "{panics}");
+            Ok(Trained { weights: Weights::new(), epochs: Vec::new(), notes: vec!["its own".into()] })
+        });
+        (tried.into_inner(), trained.expect("the CPU trains").notes)
+    }
+
+    #[test]
+    fn a_full_gpu_gets_smaller_batches_and_then_the_cpu_trains_as_wanted() {
+        let (tried, notes) = tried("CUDA out of memory. Tried to allocate 2.00 GiB");
+        let batches: Vec<usize> = tried.iter().map(|(batch, _)| *batch).collect();
+        assert_eq!(batches, [512, 256, 128, 64, 512]);
+        assert_eq!(tried[4].1, "cpu");
+        assert!(notes.len() == 5 && notes[0].contains("halved to 256") && notes[3].contains("CPU") && notes[4] == "its own", "{notes:?}");
+    }
+
+    #[test]
+    fn a_gpu_that_fails_otherwise_is_left_at_once() {
+        let (tried, notes) = tried("CUDA error: an illegal memory access was encountered");
+        assert_eq!(tried, [(512, "auto".to_owned()), (512, "cpu".to_owned())]);
+        assert!(notes[0].contains("the GPU failed"), "{notes:?}");
+    }
+
+    #[test]
+    #[should_panic(expected = "a bug of ours")]
+    fn any_other_panic_goes_on() {
+        tried("a bug of ours");
+    }
 }

@@ -234,6 +234,9 @@ fn odd_tables_train_or_say_why_not() {
     let none = check(&|rows| with(rows, "clicked", flags(rows, Some(false))));
     assert!(none.facts.notes.iter().any(|note| note.contains("constant")), "{:?}", none.facts.notes);
     check(&|rows| with(rows, "clicked", flags(rows, Some(true))));
+    let quiet = with(&valid, "clicked", flags(&valid, Some(false)));
+    let models = response::train(&settings, &train, &quiet, 7).expect("a validation day without a click");
+    assert!(models.facts.chosen_epoch.is_some() && models.facts.network.metrics.auc.is_none(), "{:?}", models.facts.epochs);
     let unconverted = check(&|rows| with(rows, "converted", flags(rows, None)));
     assert_eq!(unconverted.network.score(&valid).expect("scores").p_conversion, None);
     check(&|rows| without(rows, "converted"));
@@ -492,6 +495,11 @@ fn odd_interest_tables_train_or_say_why_not() {
     let silent = |examples: &InterestExamples| InterestExamples { labels: examples.labels.slice(0, 0), ..examples.clone() };
     let (interest, facts) = interest::train(&settings, &silent(&train), &silent(&valid), 7).expect("it trains");
     assert!(!facts.notes.is_empty());
+    assert_eq!(interest.score(&valid.users, &valid.pairs).expect("scores").num_rows(), valid.pairs.num_rows());
+    // The loss overflows.
+    let wild = InterestSettings { learning_rate: 1e30, ..settings.clone() };
+    let (interest, facts) = interest::train(&wild, &train, &valid, 7).expect("no night is lost");
+    assert!(facts.notes.iter().any(|note| note.contains("base rate")), "{:?}", facts.notes);
     assert_eq!(interest.score(&valid.users, &valid.pairs).expect("scores").num_rows(), valid.pairs.num_rows());
     // The shop's categories are not known, and a new one comes.
     let unnamed = |examples: &InterestExamples| InterestExamples { categories: examples.categories.slice(0, 0), ..examples.clone() };
