@@ -8,7 +8,7 @@
 use super::artifact::{Artifact, broken};
 use super::features::{self, Encoder, FeatureMap, NO_ROW, Part, Role};
 use super::network::{Offset, Spec, Weights};
-use super::training::{self, EpochFacts, Monitor, Precision, Schedule, Targets};
+use super::training::{self, EpochFacts, Monitor, Precision, Schedule, Start, Targets};
 use super::{InterestSettings, Metrics, calibrator, device_name, logit, rounded, sigmoid, smoothed_rate};
 use crate::error::{Error, Kind, Result};
 use crate::statistics::calibration::Calibrator;
@@ -203,7 +203,8 @@ pub fn train(
         ])?;
         let spec = Spec::rising(map, settings.embedding_dim, &settings.hidden, map.evidence()).with_offset(base_offset(map));
         let (train, valid) = ((&rows, &train_targets), (&valid_rows, &valid_targets));
-        match training::train(&spec, train, valid, &map.neutral_rows(), &schedule(settings), seed) {
+        let start = Start { neutral_rows: map.neutral_rows(), earlier: None };
+        match training::train(&spec, train, valid, &start, &schedule(settings), seed) {
             // Labels by base rates are better than no night.
             Err(error) if error.kind == Kind::Contract => {
                 tracing::warn!(%error, "the interest network did not train: every score is the category's base rate");

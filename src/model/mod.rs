@@ -55,6 +55,9 @@ pub struct ModelSettings {
     pub hidden: Vec<usize>,
     /// Sequences are read as the candidate asks (DIN) instead of by their mean: sharper on long histories, several times slower.
     pub attention: bool,
+    /// The night starts from the weights of the network that was trained with the model that serves: fewer epochs, and values that came
+    /// rarely lately are not forgotten; but what an old night got wrong stays longer. New values start as ever.
+    pub warm_start: bool,
     pub precision: Precision,
     /// `auto` (a GPU where there is one), `cpu`, or `cuda:N`.
     pub device: String,
@@ -84,6 +87,7 @@ impl Default for ModelSettings {
             embedding_dim: 8,
             hidden: vec![64, 32],
             attention: false,
+            warm_start: false,
             precision: Precision::Auto,
             device: "auto".into(),
             threads: 1,

@@ -7,7 +7,7 @@ use super::artifact::{Artifact, broken};
 use super::features::{self, Encoded, Encoder, FeatureMap};
 use super::logistic::{self, Dense};
 use super::network::{Architecture, Spec, Weights};
-use super::training::{self, EpochFacts, Monitor, Precision, Schedule, Targets};
+use super::training::{self, Earlier, EpochFacts, Monitor, Precision, Schedule, Start, Targets};
 use super::{Metrics, ModelSettings, calibrator, device_name, logit, sigmoid, smoothed_rate};
 use crate::error::{Error, Kind, Result};
 use crate::statistics::calibration::Calibrator;
@@ -89,10 +89,20 @@ pub struct ResponseFacts {
     pub epochs: Vec<EpochFacts>,
     /// The epoch whose weights were kept.
     pub chosen_epoch: Option<usize>,
+    /// None: the network started from nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub warm_start: Option<WarmStart>,
     pub network: Fit,
     pub baseline: Fit,
     /// What was not done and why.
     pub notes: Vec<String>,
+}
+
+/// Rows of the embedding table that went on from an earlier night's, and those that are new.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq)]
+pub struct WarmStart {
+    pub kept_rows: usize,
+    pub new_rows: usize,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
@@ -125,17 +135,32 @@ const KIND: &str = "response";
 /// # Errors
 /// `Contract` for an empty split or a column of the wrong kind, `Usage` for settings that cannot be.
 pub fn train(settings: &ModelSettings, train: &RecordBatch, valid: &RecordBatch, seed: u64) -> Result<ResponseModels> {
+    train_from(None, settings, train, valid, seed)
+}
+
+/// As [`train`], with the network going on from the weights of an earlier one where both read the same columns.
+///
+/// # Errors
+/// As [`train`].
+pub fn train_from(
+    earlier: Option<&Response>,
+    settings: &ModelSettings,
+    train: &RecordBatch,
+    valid: &RecordBatch,
+    seed: u64,
+) -> Result<ResponseModels> {
     let targets = targets(train, "training")?;
     let valid_targets = self::targets(valid, "validation")?;
     let examples = Examples::new(settings, (train, targets), (valid, valid_targets), &RESERVED)?;
     let baseline = examples.baseline()?;
-    let Learned { network, epochs, mut notes } = match examples.network(seed) {
+    let Learned { network, epochs, warm_start, mut notes } = match examples.network_from(earlier, seed) {
         // A night without a network is better than no night: the gate sees that it is no better than the baseline.
         Err(error) if error.kind == Kind::Contract => {
             tracing::warn!(%error, "the network did not train: the baseline stands in for it");
             Learned {
                 network: baseline.clone(),
                 epochs: Vec::new(),
+                warm_start: None,
                 notes: vec![format!("{error}: the baseline stands in for the network")],
             }
         }
@@ -156,6 +181,7 @@ pub fn train(settings: &ModelSettings, train: &RecordBatch, valid: &RecordBatch,
         parameters: network.parameters(),
         chosen_epoch: epochs.iter().rev().find(|epoch| epoch.kept).map(|epoch| epoch.epoch),
         epochs,
+        warm_start,
         network: network.at_rest.fit.clone(),
         baseline: baseline.at_rest.fit.clone(),
         notes,
@@ -180,6 +206,7 @@ pub struct Examples {
 pub struct Learned {
     pub network: Response,
     pub epochs: Vec<EpochFacts>,
+    pub warm_start: Option<WarmStart>,
     pub notes: Vec<String>,
 }
 
@@ -285,31 +312,47 @@ impl Examples {
         Ok(self.response(Core::Logistic { dense: self.dense.clone(), conversion: constant }, weights))
     }
 
-    /// The network that the settings describe, calibrated. Of several strengths of L2 that which validates best.
+    /// The network that the settings describe, calibrated.
     pub fn network(&self, seed: u64) -> Result<Learned> {
+        self.network_from(None, seed)
+    }
+
+    /// As [`Self::network`], going on from an earlier one's weights where these mean the same here.
+    pub fn network_from(&self, earlier: Option<&Response>, seed: u64) -> Result<Learned> {
         if let Some(why) = self.constant() {
             tracing::warn!("{why}: the network is a constant");
-            return Ok(Learned { network: self.constant_response(), epochs: Vec::new(), notes: Vec::new() });
+            return Ok(Learned { network: self.constant_response(), epochs: Vec::new(), warm_start: None, notes: Vec::new() });
         }
         let settings = &self.settings;
         let heads = 1 + usize::from(self.targets.converted.is_some());
+        let mut start = Start::default();
         let (core, trained) = match settings.architecture {
             Architecture::Article => {
                 let spec = Spec::article(self.dense.width(), heads);
                 let train = self.dense.rows(&self.rows, Some(&self.out_of_fold), &all(&self.rows));
                 let valid = self.dense.rows(&self.valid_rows, None, &all(&self.valid_rows));
                 let (train, valid) = ((&train, &self.targets), (&valid, &self.valid_targets));
-                let trained = training::train(&spec, train, valid, &[], &article_schedule(settings), seed)?;
+                let trained = training::train(&spec, train, valid, &start, &article_schedule(settings), seed)?;
                 (Core::Plain { dense: self.dense.clone(), spec }, trained)
             }
             embedded => {
                 let spec = Spec::embedded(embedded, &self.map, settings.embedding_dim, &settings.hidden, heads, settings.attention);
                 let (train, valid) = ((&self.rows, &self.targets), (&self.valid_rows, &self.valid_targets));
-                let trained = training::train(&spec, train, valid, &self.map.neutral_rows(), &schedule(settings), seed)?;
+                let earlier = earlier.and_then(|earlier| earlier.goes_on_as(&spec, &self.map));
+                start = Start { neutral_rows: self.map.neutral_rows(), earlier };
+                let trained = training::train(&spec, train, valid, &start, &schedule(settings), seed)?;
                 (Core::Deep { spec }, trained)
             }
         };
-        Ok(Learned { network: self.response(core, trained.weights), epochs: trained.epochs, notes: trained.notes })
+        let warm_start = start.earlier.map(|earlier| {
+            let kept_rows = earlier.rows.len();
+            WarmStart { kept_rows, new_rows: self.map.table_rows - kept_rows }
+        });
+        let mut notes = trained.notes;
+        if earlier.is_some() && warm_start.is_none() {
+            notes.push("no warm start: the earlier network has other columns or layers".to_owned());
+        }
+        Ok(Learned { network: self.response(core, trained.weights), epochs: trained.epochs, warm_start, notes })
     }
 }
 
@@ -387,6 +430,16 @@ impl Response {
     /// The columns that it reads.
     pub fn features(&self) -> impl Iterator<Item = &str> {
         self.at_rest.map.columns.iter().map(|column| column.name.as_str())
+    }
+
+    /// Its weights as the start of a network of that shape and map; none where they mean something else there.
+    fn goes_on_as(&self, spec: &Spec, map: &FeatureMap) -> Option<Earlier<'_>> {
+        match &self.at_rest.core {
+            Core::Deep { spec: own } if own.has_layers_of(spec) => {
+                Some(Earlier { weights: &self.weights, rows: map.kept_rows(&self.at_rest.map)? })
+            }
+            _ => None,
+        }
     }
 
     /// Scores candidates at the reference position, whatever position they have.

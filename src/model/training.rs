@@ -50,6 +50,35 @@ pub(super) struct Schedule {
     pub threads: usize,
 }
 
+/// Where training starts.
+#[derive(Default)]
+pub(super) struct Start<'a> {
+    /// Rows of the embedding table that start at zero.
+    pub neutral_rows: Vec<usize>,
+    pub earlier: Option<Earlier<'a>>,
+}
+
+/// Weights that an earlier training of the same network left, and rows of its embedding table with those here that go on from them.
+pub(super) struct Earlier<'a> {
+    pub weights: &'a Weights,
+    pub rows: Vec<(usize, usize)>,
+}
+
+impl Start<'_> {
+    fn weights(&self, spec: &Spec, targets: &Targets, rng: &mut ChaCha8Rng) -> Weights {
+        let mut weights = spec.start(&base_logits(targets), &self.neutral_rows, rng);
+        let Some(Earlier { weights: earlier, rows }) = &self.earlier else { return weights };
+        weights.iter_mut().filter(|(name, _)| *name != TABLE).for_each(|(name, weight)| weight.clone_from(&earlier[name]));
+        if let Some(table) = weights.get_mut(TABLE) {
+            let width = spec.fields.width;
+            for (from, to) in rows {
+                table.data[to * width..][..width].copy_from_slice(&earlier[TABLE].data[from * width..][..width]);
+            }
+        }
+        weights
+    }
+}
+
 /// What tells on the validation rows whether an epoch helped.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "snake_case")]
@@ -111,13 +140,13 @@ pub(super) fn train(
     spec: &Spec,
     train: (&Encoded, &Targets),
     valid: (&Encoded, &Targets),
-    neutral_rows: &[usize],
+    start: &Start,
     schedule: &Schedule,
     seed: u64,
 ) -> Result<Trained> {
     with_less(schedule, |schedule| {
         let device = device::take(&schedule.device, schedule.threads)?;
-        attempt(spec, train, valid, neutral_rows, schedule, seed, device)
+        attempt(spec, train, valid, start, schedule, seed, device)
     })
 }
 
@@ -171,13 +200,13 @@ fn attempt(
     spec: &Spec,
     (train, targets): (&Encoded, &Targets),
     (valid, valid_targets): (&Encoded, &Targets),
-    neutral_rows: &[usize],
+    start: &Start,
     schedule: &Schedule,
     seed: u64,
     device: Device,
 ) -> Result<Trained> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let start = spec.start(&base_logits(targets), neutral_rows, &mut rng);
+    let start = start.weights(spec, targets, &mut rng);
     let mut live = Live::new(spec, &start, device, schedule.threads);
     let mut dropout = Dropout::new(schedule.dropout, ChaCha8Rng::seed_from_u64(rng.next_u64()));
     let products = products(schedule.precision, spec, device);

@@ -126,6 +126,7 @@ impl TrainSpec {
             embedding_dim: model.embedding_dim,
             hidden: model.hidden,
             attention: model.attention,
+            warm_start: false,
             precision: model.precision,
             device: model.device,
             threads: model.threads,

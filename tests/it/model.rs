@@ -200,6 +200,48 @@ fn a_network_that_cannot_be_trained_is_replaced_by_the_baseline() {
     assert!(models.facts.notes.iter().any(|note| note.contains("stands in")), "{:?}", models.facts.notes);
 }
 
+/// Token -> its row of the embedding table.
+fn embedded(response: &Response, space: &str) -> BTreeMap<String, Vec<f32>> {
+    let artifact = response.to_artifact().expect("an artefact");
+    let model: serde_json::Value = serde_json::from_str(&artifact.model).expect("JSON");
+    let space = &model["map"]["spaces"][space];
+    let first = space["offset"].as_u64().expect("a number") as usize + 2;
+    let table = &artifact.weights["embedding"];
+    let row = |row: usize| table.data[row * table.shape[1]..][..table.shape[1]].to_vec();
+    let tokens = space["tokens"].as_array().expect("tokens").iter().map(|token| token.as_str().expect("text").to_owned());
+    tokens.zip(first..).map(|(token, at)| (token, row(at))).collect()
+}
+
+#[test]
+fn a_warm_start_keeps_the_rows_of_known_ids_and_starts_new_ones_as_ever() {
+    let settings = ModelSettings { epochs: 4, ..settings() };
+    let ads = |rows: &RecordBatch, from: usize| {
+        let ids = StringArray::from_iter_values((0..rows.num_rows()).map(|row| format!("a{}", from + row % 60)));
+        with(rows, "ad_id", Arc::new(ids))
+    };
+    let (train, valid) = (impressions(1200, 1), impressions(400, 2));
+    let last = response::train(&settings, &ads(&train, 0), &ads(&valid, 0), 7).expect("it trains").network;
+    // So slow that the weights stay where they start.
+    let still =
+        ModelSettings { epochs: 1, learning_rate: 1e-12, embedding_l2: 0.0, weight_decay: 0.0, warm_start: true, ..settings.clone() };
+    let tonight = |earlier| response::train_from(earlier, &still, &ads(&train, 30), &ads(&valid, 30), 7).expect("it trains");
+    let (warm, cold) = (tonight(Some(&last)), tonight(None));
+    let close = |a: &[f32], b: &[f32]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-6);
+    let [last_ads, warm_ads, cold_ads] = [&last, &warm.network, &cold.network].map(|network| embedded(network, "ad"));
+    assert!(close(&warm_ads["a40"], &last_ads["a40"]) && !close(&warm_ads["a40"], &cold_ads["a40"]), "a40 was known");
+    assert!(close(&warm_ads["a75"], &cold_ads["a75"]), "a75 is new");
+    let kept = warm.facts.warm_start.expect("it went on");
+    assert_eq!((kept.new_rows, cold.facts.warm_start), (30, None));
+
+    let bytes = |models: &ResponseModels| models.network.to_artifact().and_then(|artifact| artifact.to_files()).expect("files");
+    assert!(bytes(&warm) == bytes(&tonight(Some(&last))));
+    assert!(warm.facts.epochs[0].valid_auc > cold.facts.epochs[0].valid_auc, "what was learned is not lost");
+
+    let wider = ModelSettings { hidden: vec![48, 16], ..settings };
+    let other = response::train_from(Some(&last), &wider, &train, &valid, 7).expect("it trains");
+    assert!(other.facts.warm_start.is_none() && other.facts.notes.iter().any(|note| note.contains("no warm start")), "{:?}", other.facts);
+}
+
 #[test]
 fn the_articles_network_trains() {
     let settings = ModelSettings { architecture: Architecture::Article, threads: 1, ..ModelSettings::default() };

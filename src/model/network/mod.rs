@@ -142,6 +142,12 @@ impl Spec {
         arrays.len() == weights.len() && arrays.iter().all(same)
     }
 
+    /// Whether the two are one network, but for the rows of the embedding table.
+    pub fn has_layers_of(&self, other: &Self) -> bool {
+        let fields = Fields { table_rows: other.fields.table_rows, ..self.fields.clone() };
+        Self { fields, ..self.clone() } == *other
+    }
+
     /// Whether attention must know which places of a sequence are filled.
     pub fn asks_what_is_known(&self) -> bool {
         !self.fields.attended.is_empty()
