@@ -8,7 +8,7 @@
 use super::artifact::{Artifact, broken};
 use super::features::{self, Encoder, FeatureMap, NO_ROW, Part, Role};
 use super::network::{Offset, Spec, Weights};
-use super::training::{self, EpochFacts, Monitor, Precision, Schedule, Start, Targets};
+use super::training::{self, EpochFacts, Monitor, Precision, RateSchedule, Schedule, Start, Targets};
 use super::{InterestSettings, Metrics, calibrator, device_name, logit, rounded, sigmoid, smoothed_rate};
 use crate::error::{Error, Kind, Result};
 use crate::statistics::calibration::Calibrator;
@@ -237,12 +237,14 @@ fn schedule(settings: &InterestSettings) -> Schedule {
         batch_size: settings.batch_size,
         min_steps: 64,
         learning_rate: settings.learning_rate,
+        rates: RateSchedule::Plateau,
         rate_drop: 0.2,
         go_back: true,
         monitor: Monitor::Logloss,
         weight_decay: settings.weight_decay,
         embedding_l2: settings.embedding_l2,
         dropout: settings.dropout,
+        ema: 0.0,
         precision: Precision::Float32,
         device: settings.device.clone(),
         threads: settings.threads,

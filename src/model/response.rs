@@ -7,7 +7,7 @@ use super::artifact::{Artifact, broken};
 use super::features::{self, Encoded, Encoder, FeatureMap};
 use super::logistic::{self, Dense};
 use super::network::{Architecture, Spec, Weights};
-use super::training::{self, Earlier, EpochFacts, Monitor, Precision, Schedule, Start, Targets};
+use super::training::{self, Earlier, EpochFacts, Monitor, Precision, RateSchedule, Schedule, Start, Targets};
 use super::{Metrics, ModelSettings, calibrator, device_name, logit, sigmoid, smoothed_rate};
 use crate::error::{Error, Kind, Result};
 use crate::statistics::calibration::Calibrator;
@@ -367,12 +367,14 @@ fn schedule(settings: &ModelSettings) -> Schedule {
         batch_size: settings.batch_size,
         min_steps: settings.min_steps,
         learning_rate: settings.learning_rate,
+        rates: settings.schedule,
         rate_drop: settings.rate_drop,
         go_back: settings.go_back,
         monitor: settings.monitor,
         weight_decay: settings.weight_decay,
         embedding_l2: settings.embedding_l2,
         dropout: settings.dropout,
+        ema: settings.ema,
         precision: settings.precision,
         device: settings.device.clone(),
         threads: settings.threads,
@@ -386,12 +388,14 @@ fn article_schedule(settings: &ModelSettings) -> Schedule {
         batch_size: 32,
         min_steps: 64,
         learning_rate: 1e-3,
+        rates: RateSchedule::Plateau,
         rate_drop: 1.0,
         go_back: false,
         monitor: Monitor::Logloss,
         weight_decay: 0.0,
         embedding_l2: 0.0,
         dropout: 0.5,
+        ema: 0.0,
         precision: Precision::Float32,
         device: settings.device.clone(),
         threads: settings.threads,

@@ -204,6 +204,22 @@ impl Table {
         }
     }
 
+    /// A copy of the values. [table_rows, width]
+    pub fn values(&self) -> Tensor {
+        match self {
+            Self::Host(table) => Tensor::from_slice(&table.values).view([-1, table.fields.width as i64]),
+            Self::Device(table) => table.values.copy(),
+        }
+    }
+
+    /// Takes other values; the optimiser goes on.
+    pub fn set_values(&mut self, values: &Tensor) {
+        match self {
+            Self::Host(table) => values.copy_data(&mut table.values, values.numel()),
+            Self::Device(table) => table.values.copy_(values),
+        }
+    }
+
     /// Takes other values and starts the optimiser anew.
     pub fn reset(&mut self, weight: &Weight) {
         match self {
@@ -462,6 +478,17 @@ mod tests {
         assert_eq!(host[..2], [0.0, 0.0]);
         assert_ne!(host[2..4], [1.0, 2.0]);
         host.iter().zip(&device).for_each(|(a, b)| assert!((a - b).abs() < 1e-5, "{host:?} {device:?}"));
+    }
+
+    #[test]
+    fn both_tables_give_and_take_their_values() {
+        let (host, device) = tables();
+        for mut table in [host, device] {
+            let doubled = table.values() * 2.0;
+            let before = table.weight().data;
+            table.set_values(&doubled);
+            assert_eq!(table.weight().data, before.iter().map(|x| 2.0 * x).collect::<Vec<_>>());
+        }
     }
 
     #[test]

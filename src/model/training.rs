@@ -37,6 +37,7 @@ pub(super) struct Schedule {
     /// A small table still gets so many steps an epoch.
     pub min_steps: usize,
     pub learning_rate: f64,
+    pub rates: RateSchedule,
     /// When an epoch did not help, the learning rate falls to this share; 1: it stays.
     pub rate_drop: f64,
     /// And the weights of the best epoch are taken up again.
@@ -45,6 +46,8 @@ pub(super) struct Schedule {
     pub weight_decay: f64,
     pub embedding_l2: f64,
     pub dropout: f64,
+    /// Decay of the average of the weights that is kept in their place; 0: the weights themselves.
+    pub ema: f64,
     pub precision: Precision,
     pub device: String,
     pub threads: usize,
@@ -87,6 +90,26 @@ pub enum Monitor {
     Auc,
     /// Log-loss before calibration.
     Logloss,
+}
+
+/// How the learning rate falls.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum RateSchedule {
+    /// When an epoch did not help on the validation rows; in the end that stops the training.
+    Plateau,
+    /// Along half a cosine to zero over all epochs, none of which is left out; the best is kept (arXiv 1608.03983).
+    Cosine,
+}
+
+impl RateSchedule {
+    /// The rate when a share of all steps is `done`.
+    fn at(self, rate: f64, done: f64) -> f64 {
+        match self {
+            Self::Plateau => rate,
+            Self::Cosine => rate * (1.0 + (std::f64::consts::PI * done).cos()) / 2.0,
+        }
+    }
 }
 
 /// Of the hidden layers' products while training; weights, sums and scoring are always of 32 bits.
@@ -208,6 +231,9 @@ fn attempt(
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let start = start.weights(spec, targets, &mut rng);
     let mut live = Live::new(spec, &start, device, schedule.threads);
+    if schedule.ema > 0.0 {
+        live.average_over(schedule.ema);
+    }
     let mut dropout = Dropout::new(schedule.dropout, ChaCha8Rng::seed_from_u64(rng.next_u64()));
     let products = products(schedule.precision, spec, device);
     let (rows, y) = (Rows::on(device, train), target_matrix(targets, device));
@@ -218,15 +244,20 @@ fn attempt(
     let (mut best, mut best_gain) = (start, f64::NEG_INFINITY);
     let (mut rate, mut drops, mut halvings) = (schedule.learning_rate, 0, 0);
     let (mut epochs, mut notes): (Vec<EpochFacts>, Vec<String>) = (Vec::new(), Vec::new());
+    let rate_at = |epochs_done: usize, step: usize, rate: f64| {
+        schedule.rates.at(rate, (epochs_done * steps + step) as f64 / (schedule.epochs * steps) as f64)
+    };
     for epoch in 1..=schedule.epochs {
         order.shuffle(&mut rng, device);
         for step in 0..steps {
             let range = part(train.rows, steps, step);
             let (ids, floats) = rows.chosen(&order, range.clone());
             let y = y.index_select(0, &order.chosen(range));
+            let rate = rate_at(epoch - 1, step, rate);
             let paces = (Pace { rate, l2: schedule.weight_decay }, Pace { rate, l2: schedule.embedding_l2 });
             live.step(spec, &ids, &floats, &y, products, &mut dropout, paces);
         }
+        live.swap_average();
         let of = |rows: &Encoded, targets: &Targets| {
             let scores: Vec<f64> = live.forward(spec, rows, device).iter().step_by(spec.heads).map(|x| sigmoid(f64::from(*x))).collect();
             (metrics::logloss(&targets.positive, &scores), metrics::auc(&targets.positive, &scores))
@@ -249,10 +280,14 @@ fn attempt(
             _ => -valid_logloss,
         };
         let kept = gain > best_gain + GAIN;
-        epochs.push(EpochFacts { epoch, learning_rate: rate, train_logloss, valid_logloss, train_auc, valid_auc, kept });
-        tracing::info!(epoch, learning_rate = rate, train_logloss, valid_logloss, valid_auc, kept, "epoch");
+        let learning_rate = rate_at(epoch - 1, steps - 1, rate);
+        epochs.push(EpochFacts { epoch, learning_rate, train_logloss, valid_logloss, train_auc, valid_auc, kept });
+        tracing::info!(epoch, learning_rate, train_logloss, valid_logloss, valid_auc, kept, "epoch");
         if kept {
             (best, best_gain, drops) = (live.weights(), gain, 0);
+        }
+        live.swap_average();
+        if kept || schedule.rates == RateSchedule::Cosine {
             continue;
         }
         drops += 1;
@@ -304,6 +339,33 @@ struct Live {
     trained: Vec<String>,
     adam: Adam,
     table: Option<Table>,
+    average: Option<Average>,
+}
+
+/// An exponential moving average of the trained weights: steadier than the last step's where the loss is noisy. Running means and
+/// variances are averages already and stay as they are.
+struct Average {
+    decay: f64,
+    steps: i32,
+    flat: Tensor,
+    table: Option<Tensor>,
+}
+
+impl Average {
+    fn of(flat: &Tensor, table: Option<&Table>, decay: f64) -> Self {
+        Self { decay, steps: 0, flat: flat.copy(), table: table.map(Table::values) }
+    }
+
+    fn follow(&mut self, flat: &Tensor, table: Option<&Table>) {
+        self.steps += 1;
+        let steps = f64::from(self.steps);
+        // A young average would hold on to where it started.
+        let share = 1.0 - self.decay.min((1.0 + steps) / (10.0 + steps));
+        let _ = self.flat.lerp_(flat, share);
+        if let (Some(average), Some(table)) = (&mut self.table, table) {
+            let _ = average.lerp_(&table.values(), share);
+        }
+    }
 }
 
 impl Live {
@@ -323,7 +385,24 @@ impl Live {
             tensors.insert(name.clone(), tensor(weight, device));
         }
         let table = weights.get(TABLE).map(|weight| Table::on(device, &spec.fields, weight, threads));
-        Self { tensors, adam: Adam::new(&flat), flat, trained, table }
+        Self { tensors, adam: Adam::new(&flat), flat, trained, table, average: None }
+    }
+
+    fn average_over(&mut self, decay: f64) {
+        self.average = Some(Average::of(&self.flat, self.table.as_ref(), decay));
+    }
+
+    /// Exchanges the weights and their average; done twice, all is as before.
+    fn swap_average(&mut self) {
+        let Some(average) = &mut self.average else { return };
+        let flat = self.flat.copy();
+        tch::no_grad(|| self.flat.copy_(&average.flat));
+        average.flat = flat;
+        if let (Some(of_table), Some(table)) = (&mut average.table, &mut self.table) {
+            let values = table.values();
+            table.set_values(of_table);
+            *of_table = values;
+        }
     }
 
     fn step(
@@ -349,6 +428,9 @@ impl Live {
             }
             let gradients: Vec<Tensor> = gradients.iter().map(|gradient| gradient.flatten(0, -1)).collect();
             self.adam.step(&mut self.flat, Tensor::cat(&gradients, 0), dense);
+            if let Some(average) = &mut self.average {
+                average.follow(&self.flat, self.table.as_ref());
+            }
         });
     }
 
@@ -386,6 +468,9 @@ impl Live {
             table.reset(&weights[TABLE]);
         }
         self.adam.forget();
+        if let Some(decay) = self.average.as_ref().map(|average| average.decay) {
+            self.average_over(decay);
+        }
     }
 }
 
@@ -484,12 +569,14 @@ mod tests {
             batch_size: 512,
             min_steps: 1,
             learning_rate: 0.1,
+            rates: RateSchedule::Plateau,
             rate_drop: 1.0,
             go_back: false,
             monitor: Monitor::Auc,
             weight_decay: 0.0,
             embedding_l2: 0.0,
             dropout: 0.0,
+            ema: 0.0,
             precision: Precision::Float32,
             device: "auto".into(),
             threads: 1,
@@ -514,6 +601,29 @@ mod tests {
         assert_eq!(batches, [512, 256, 128, 64, 512]);
         assert_eq!(tried[4].1, "cpu");
         assert!(notes.len() == 5 && notes[0].contains("halved to 256") && notes[3].contains("CPU") && notes[4] == "its own", "{notes:?}");
+    }
+
+    #[test]
+    fn the_average_follows_the_weights_and_swaps_with_them() {
+        let spec = Spec::article(3, 1);
+        let weights = spec.start(&[0.0], &[], &mut ChaCha8Rng::seed_from_u64(1));
+        let mut live = Live::new(&spec, &weights, Device::Cpu, 1);
+        live.average_over(0.9);
+        let at = |live: &Live| live.flat.double_value(&[0]);
+        let start = at(&live);
+        live.flat += 1.0;
+        if let Some(average) = &mut live.average {
+            average.follow(&live.flat, None);
+        }
+        live.swap_average();
+        // After one step the decay is (1 + 1) / (10 + 1).
+        assert!((at(&live) - start - 9.0 / 11.0).abs() < 1e-6, "{} {start}", at(&live));
+        assert_ne!(live.weights(), weights, "what is kept is the average");
+        live.swap_average();
+        assert!((at(&live) - start - 1.0).abs() < 1e-6, "training goes on from the weights");
+        live.reset(&weights);
+        live.swap_average();
+        assert_eq!(at(&live), start, "and from other weights with a new average");
     }
 
     #[test]

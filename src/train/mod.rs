@@ -7,7 +7,9 @@ mod table;
 
 use crate::error::{Context, Error, Result};
 use crate::model::response::Examples;
-use crate::model::{Architecture, Artifact, EpochFacts, FeatureSettings, ModelSettings, Monitor, Precision, Response, device_name};
+use crate::model::{
+    Architecture, Artifact, EpochFacts, FeatureSettings, ModelSettings, Monitor, Precision, RateSchedule, Response, device_name,
+};
 use crate::platform::job::parse_toml;
 use crate::platform::run::{Watch, peak_memory_mib};
 use crate::platform::storage::Store;
@@ -41,6 +43,8 @@ pub struct Model {
     pub embedding_dim: usize,
     pub hidden: Vec<usize>,
     pub dropout: f64,
+    /// Decay of the average of the weights that is kept in their place; 0: none.
+    pub ema: f64,
     pub attention: bool,
     /// A value in fewer training rows counts as unknown.
     pub min_count: u64,
@@ -53,6 +57,7 @@ pub struct Model {
     pub batch_size: usize,
     pub min_steps: usize,
     pub learning_rate: f64,
+    pub schedule: RateSchedule,
     pub rate_drop: f64,
     pub go_back: bool,
     /// Of several, that which validates best with the first seed is taken for all seeds.
@@ -71,6 +76,7 @@ impl Default for Model {
             embedding_dim: 10,
             hidden: vec![400, 400],
             dropout: 0.1,
+            ema: 0.0,
             attention: false,
             min_count: 1,
             max_vocabulary: 10_000_000,
@@ -81,6 +87,7 @@ impl Default for Model {
             batch_size: 4096,
             min_steps: 40,
             learning_rate: 1e-3,
+            schedule: RateSchedule::Plateau,
             rate_drop: 0.1,
             go_back: false,
             embedding_l2: Strengths::Many(vec![1e-3, 1e-2, 1e-1]),
@@ -118,11 +125,13 @@ impl TrainSpec {
             batch_size: model.batch_size,
             min_steps: model.min_steps,
             learning_rate: model.learning_rate,
+            schedule: model.schedule,
             rate_drop: model.rate_drop,
             go_back: model.go_back,
             weight_decay: model.weight_decay,
             embedding_l2,
             dropout: model.dropout,
+            ema: model.ema,
             embedding_dim: model.embedding_dim,
             hidden: model.hidden,
             attention: model.attention,
