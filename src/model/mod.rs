@@ -20,7 +20,7 @@ pub use device::{Probe, probe};
 pub use features::Settings as FeatureSettings;
 pub use interest::{Interest, InterestExamples, InterestFacts};
 pub use network::Architecture;
-pub use response::{Response, ResponseFacts, ResponseModels, Scores};
+pub use response::{Compression, Response, ResponseFacts, ResponseModels, Scores};
 pub use training::{EpochFacts, Monitor, Precision, RateSchedule, Targets};
 
 use crate::error::{Error, Result};
@@ -63,6 +63,7 @@ pub struct ModelSettings {
     /// rarely lately are not forgotten; but what an old night got wrong stays longer. New values start as ever.
     pub warm_start: bool,
     pub precision: Precision,
+    pub embeddings: Storage,
     /// `auto` (a GPU where there is one), `cpu`, or `cuda:N`.
     pub device: String,
     /// Threads of libtorch. Sums are split among them, so another count gives other last bits. A second one gains about a quarter on
@@ -95,6 +96,7 @@ impl Default for ModelSettings {
             attention: false,
             warm_start: false,
             precision: Precision::Auto,
+            embeddings: Storage::Float32,
             device: "auto".into(),
             threads: 1,
             baseline_l2: vec![1.0, 10.0, 100.0],
@@ -125,6 +127,15 @@ impl ModelSettings {
         }
         Ok(())
     }
+}
+
+/// How an artefact keeps its embedding table.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum Storage {
+    Float32,
+    /// Rounded to half the bytes; the facts tell what that costs.
+    Bfloat16,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]

@@ -3,12 +3,12 @@
 //! Trained on logged impressions; the position is an input of training only. Candidates are scored at the reference position, the
 //! top of the page, so that an ad is not called bad for where it was shown.
 
-use super::artifact::{Artifact, broken};
+use super::artifact::{Artifact, broken, round_to_bfloat16, stored_bytes};
 use super::features::{self, Encoded, Encoder, FeatureMap};
 use super::logistic::{self, Dense};
-use super::network::{Architecture, Spec, Weights};
+use super::network::{Architecture, Spec, TABLE, Weights};
 use super::training::{self, Earlier, EpochFacts, Monitor, Precision, RateSchedule, Schedule, Start, Targets};
-use super::{Metrics, ModelSettings, calibrator, device_name, logit, sigmoid, smoothed_rate};
+use super::{Metrics, ModelSettings, Storage, calibrator, device_name, logit, sigmoid, smoothed_rate};
 use crate::error::{Error, Kind, Result};
 use crate::statistics::calibration::Calibrator;
 use crate::types::{column, optional_column};
@@ -92,10 +92,22 @@ pub struct ResponseFacts {
     /// None: the network started from nothing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub warm_start: Option<WarmStart>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub compression: Option<Compression>,
     pub network: Fit,
     pub baseline: Fit,
     /// What was not done and why.
     pub notes: Vec<String>,
+}
+
+/// What rounding the embeddings saved and cost: the calibrated fit on the validation rows, after minus before.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq)]
+pub struct Compression {
+    /// Of the network's weights.
+    pub bytes: usize,
+    pub bytes_before: usize,
+    pub auc_change: Option<f64>,
+    pub logloss_change: Option<f64>,
 }
 
 /// Rows of the embedding table that went on from an earlier night's, and those that are new.
@@ -153,7 +165,7 @@ pub fn train_from(
     let valid_targets = self::targets(valid, "validation")?;
     let examples = Examples::new(settings, (train, targets), (valid, valid_targets), &RESERVED)?;
     let baseline = examples.baseline()?;
-    let Learned { network, epochs, warm_start, mut notes } = match examples.network_from(earlier, seed) {
+    let Learned { network, epochs, warm_start, compression, mut notes } = match examples.network_from(earlier, seed) {
         // A night without a network is better than no night: the gate sees that it is no better than the baseline.
         Err(error) if error.kind == Kind::Contract => {
             tracing::warn!(%error, "the network did not train: the baseline stands in for it");
@@ -161,6 +173,7 @@ pub fn train_from(
                 network: baseline.clone(),
                 epochs: Vec::new(),
                 warm_start: None,
+                compression: None,
                 notes: vec![format!("{error}: the baseline stands in for the network")],
             }
         }
@@ -182,6 +195,7 @@ pub fn train_from(
         chosen_epoch: epochs.iter().rev().find(|epoch| epoch.kept).map(|epoch| epoch.epoch),
         epochs,
         warm_start,
+        compression,
         network: network.at_rest.fit.clone(),
         baseline: baseline.at_rest.fit.clone(),
         notes,
@@ -207,6 +221,7 @@ pub struct Learned {
     pub network: Response,
     pub epochs: Vec<EpochFacts>,
     pub warm_start: Option<WarmStart>,
+    pub compression: Option<Compression>,
     pub notes: Vec<String>,
 }
 
@@ -321,7 +336,8 @@ impl Examples {
     pub fn network_from(&self, earlier: Option<&Response>, seed: u64) -> Result<Learned> {
         if let Some(why) = self.constant() {
             tracing::warn!("{why}: the network is a constant");
-            return Ok(Learned { network: self.constant_response(), epochs: Vec::new(), warm_start: None, notes: Vec::new() });
+            let network = self.constant_response();
+            return Ok(Learned { network, epochs: Vec::new(), warm_start: None, compression: None, notes: Vec::new() });
         }
         let settings = &self.settings;
         let heads = 1 + usize::from(self.targets.converted.is_some());
@@ -352,7 +368,29 @@ impl Examples {
         if earlier.is_some() && warm_start.is_none() {
             notes.push("no warm start: the earlier network has other columns or layers".to_owned());
         }
-        Ok(Learned { network: self.response(core, trained.weights), epochs: trained.epochs, warm_start, notes })
+        let network = self.response(core, trained.weights);
+        let (network, compression) = match settings.embeddings {
+            Storage::Float32 => (network, None),
+            Storage::Bfloat16 => self.compressed(network),
+        };
+        Ok(Learned { network, epochs: trained.epochs, warm_start, compression, notes })
+    }
+
+    /// The network with its embeddings in half the bytes, calibrated as it is then.
+    fn compressed(&self, network: Response) -> (Response, Option<Compression>) {
+        let mut weights = network.weights.clone();
+        let Some(table) = weights.get_mut(TABLE) else { return (network, None) };
+        round_to_bfloat16(table);
+        let rounded = self.response(network.at_rest.core.clone(), weights);
+        let (before, after) = (network.at_rest.fit.metrics, rounded.at_rest.fit.metrics);
+        let change = |of: fn(&Metrics) -> Option<f64>| Some(super::rounded(of(&after)? - of(&before)?));
+        let compression = Compression {
+            bytes: stored_bytes(&rounded.weights),
+            bytes_before: stored_bytes(&network.weights),
+            auc_change: change(|metrics| metrics.auc),
+            logloss_change: change(|metrics| metrics.logloss),
+        };
+        (rounded, Some(compression))
     }
 }
 

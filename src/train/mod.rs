@@ -6,9 +6,9 @@
 mod table;
 
 use crate::error::{Context, Error, Result};
-use crate::model::response::Examples;
+use crate::model::response::{Compression, Examples};
 use crate::model::{
-    Architecture, Artifact, EpochFacts, FeatureSettings, ModelSettings, Monitor, Precision, RateSchedule, Response, device_name,
+    Architecture, Artifact, EpochFacts, FeatureSettings, ModelSettings, Monitor, Precision, RateSchedule, Response, Storage, device_name,
 };
 use crate::platform::job::parse_toml;
 use crate::platform::run::{Watch, peak_memory_mib};
@@ -64,6 +64,8 @@ pub struct Model {
     pub embedding_l2: Strengths,
     pub weight_decay: f64,
     pub precision: Precision,
+    /// How the artefact keeps the embedding table.
+    pub embeddings: Storage,
     pub device: String,
     pub threads: usize,
     pub baseline_l2: Vec<f64>,
@@ -93,6 +95,7 @@ impl Default for Model {
             embedding_l2: Strengths::Many(vec![1e-3, 1e-2, 1e-1]),
             weight_decay: 0.0,
             precision: Precision::Auto,
+            embeddings: Storage::Float32,
             device: "auto".into(),
             threads: 2,
             baseline_l2: vec![1.0, 10.0, 100.0],
@@ -137,6 +140,7 @@ impl TrainSpec {
             attention: model.attention,
             warm_start: false,
             precision: model.precision,
+            embeddings: model.embeddings,
             device: model.device,
             threads: model.threads,
             baseline_l2: model.baseline_l2,
@@ -206,6 +210,8 @@ pub struct SeedFacts {
     pub chosen_epoch: Option<usize>,
     /// Training rows times epochs over the whole time of training, validation included.
     pub samples_per_second: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub compression: Option<Compression>,
     pub curve: Vec<EpochFacts>,
 }
 
@@ -368,6 +374,7 @@ fn learn(examples: &Examples, seed: u64) -> Result<Learned> {
         epochs: learned.epochs.len(),
         chosen_epoch: learned.epochs.iter().rev().find(|epoch| epoch.kept).map(|epoch| epoch.epoch),
         samples_per_second: (examples.rows() * learned.epochs.len()) as f64 / watch.seconds().max(1e-9),
+        compression: learned.compression,
         curve: learned.epochs,
     };
     Ok(Learned { network: learned.network, facts, notes: learned.notes })

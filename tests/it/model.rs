@@ -7,7 +7,7 @@ use bytes::Bytes;
 use nightmarket::error::Kind;
 use nightmarket::model::{
     Architecture, Artifact, FeatureSettings, Interest, InterestExamples, InterestSettings, ModelSettings, Response, ResponseModels,
-    interest, response,
+    Storage, interest, response,
 };
 use nightmarket::statistics::metrics;
 use rand::{Rng, SeedableRng};
@@ -240,6 +240,33 @@ fn a_warm_start_keeps_the_rows_of_known_ids_and_starts_new_ones_as_ever() {
     let wider = ModelSettings { hidden: vec![48, 16], ..settings };
     let other = response::train_from(Some(&last), &wider, &train, &valid, 7).expect("it trains");
     assert!(other.facts.warm_start.is_none() && other.facts.notes.iter().any(|note| note.contains("no warm start")), "{:?}", other.facts);
+}
+
+#[test]
+fn embeddings_in_bfloat16_take_half_the_bytes_and_the_facts_tell_the_cost() {
+    let settings = ModelSettings { epochs: 2, ..settings() };
+    let train = |embeddings| {
+        let settings = ModelSettings { embeddings, ..settings.clone() };
+        response::train(&settings, &impressions(1500, 1), &impressions(800, 2), 7).expect("it trains")
+    };
+    let (whole, half) = (train(Storage::Float32), train(Storage::Bfloat16));
+    let files = |models: &ResponseModels| models.network.to_artifact().and_then(|artifact| artifact.to_files()).expect("files");
+    let size = |models: &ResponseModels| files(models)["weights.safetensors"].len();
+    assert_eq!(whole.facts.compression, None);
+    let facts = half.facts.compression.expect("the cost");
+    let rows = embedding_numbers(&whole.network);
+    assert_eq!(facts.bytes_before - facts.bytes, 2 * rows);
+    assert!(size(&whole) - size(&half) > 2 * rows - 64, "{} and {} bytes", size(&whole), size(&half));
+    assert!(facts.auc_change.expect("both classes").abs() < 0.005 && facts.logloss_change.expect("a loss").abs() < 0.005, "{facts:?}");
+
+    let loaded = Response::from_artifact(&Artifact::from_files(&files(&half)).expect("it reads what it wrote")).expect("a model");
+    assert_eq!(loaded, half.network);
+    assert_ne!(half.network, whole.network);
+}
+
+/// Numbers in the embedding table.
+fn embedding_numbers(response: &Response) -> usize {
+    response.to_artifact().expect("an artefact").weights["embedding"].data.len()
 }
 
 #[test]
