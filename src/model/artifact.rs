@@ -9,7 +9,7 @@ use safetensors::tensor::{Dtype, TensorView};
 use safetensors::{SafeTensors, serialize};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 /// A model at rest. [`super::response::Response`] and [`super::interest::Interest`] turn into one and back.
 #[derive(Clone, Debug, PartialEq)]
@@ -38,15 +38,8 @@ struct Contents {
 
 impl Artifact {
     pub fn to_files(&self) -> Result<BTreeMap<String, Bytes>> {
-        let bytes: BTreeMap<&String, (Dtype, Vec<u8>)> = self.weights.iter().map(|(name, weight)| (name, bytes(weight))).collect();
-        let views = self.weights.iter().map(|(name, weight)| {
-            let (dtype, bytes) = &bytes[name];
-            Ok((name, TensorView::new(*dtype, weight.shape.clone(), bytes)?))
-        });
-        let views = views.collect::<std::result::Result<Vec<_>, safetensors::SafeTensorError>>();
-        let weights =
-            views.and_then(|views| serialize(views, None)).map_err(|error| Error::internal(format_args!("safetensors: {error}")))?;
-        let mut files = BTreeMap::from([(WEIGHTS.to_owned(), Bytes::from(weights)), (MODEL.to_owned(), Bytes::from(self.model.clone()))]);
+        let weights = to_safetensors(&self.weights, None)?;
+        let mut files = BTreeMap::from([(WEIGHTS.to_owned(), weights), (MODEL.to_owned(), Bytes::from(self.model.clone()))]);
         let hashes = files.iter().map(|(name, bytes)| (name.clone(), sha256(bytes))).collect();
         let contents = Contents { format: FORMAT, kind: self.kind.clone(), files: hashes };
         files.insert(CONTENTS.to_owned(), Bytes::from(serde_json::to_vec_pretty(&contents)?));
@@ -67,16 +60,7 @@ impl Artifact {
             }
         }
         let model = String::from_utf8(file(MODEL)?.to_vec()).map_err(|error| broken(format_args!("{MODEL}: {error}")))?;
-        let tensors = SafeTensors::deserialize(file(WEIGHTS)?).map_err(|error| broken(format_args!("{WEIGHTS}: {error}")))?;
-        let mut weights = Weights::new();
-        for (name, view) in tensors.iter() {
-            let data = match view.dtype() {
-                Dtype::F32 => view.data().chunks_exact(4).map(|x| f32::from_le_bytes([x[0], x[1], x[2], x[3]])).collect(),
-                Dtype::BF16 => view.data().chunks_exact(2).map(|x| from_bfloat16(u16::from_le_bytes([x[0], x[1]]))).collect(),
-                other => return Err(broken(format_args!("{WEIGHTS}: {name} is {other:?}, not F32 or BF16"))),
-            };
-            weights.insert(name.to_owned(), Weight { shape: view.shape().to_vec(), data });
-        }
+        let weights = from_safetensors(file(WEIGHTS)?)?;
         Ok(Self { kind: contents.kind, model, weights })
     }
 
@@ -92,6 +76,33 @@ impl Artifact {
         }
         serde_json::from_str(&self.model).map_err(|error| broken(format_args!("{MODEL}: {error}")))
     }
+}
+
+pub(super) fn to_safetensors(weights: &Weights, metadata: Option<HashMap<String, String>>) -> Result<Bytes> {
+    let bytes: BTreeMap<&String, (Dtype, Vec<u8>)> = weights.iter().map(|(name, weight)| (name, bytes(weight))).collect();
+    let views = weights.iter().map(|(name, weight)| {
+        let (dtype, bytes) = &bytes[name];
+        Ok((name, TensorView::new(*dtype, weight.shape.clone(), bytes)?))
+    });
+    let views = views.collect::<std::result::Result<Vec<_>, safetensors::SafeTensorError>>();
+    let file = views.and_then(|views| serialize(views, metadata)).map_err(|error| Error::internal(format_args!("safetensors: {error}")))?;
+    Ok(Bytes::from(file))
+}
+
+/// # Errors
+/// `Contract` for what is not such a file, or holds numbers of another kind.
+pub(super) fn from_safetensors(file: &[u8]) -> Result<Weights> {
+    let tensors = SafeTensors::deserialize(file).map_err(|error| broken(format_args!("{WEIGHTS}: {error}")))?;
+    let mut weights = Weights::new();
+    for (name, view) in tensors.iter() {
+        let data = match view.dtype() {
+            Dtype::F32 => view.data().chunks_exact(4).map(|x| f32::from_le_bytes([x[0], x[1], x[2], x[3]])).collect(),
+            Dtype::BF16 => view.data().chunks_exact(2).map(|x| from_bfloat16(u16::from_le_bytes([x[0], x[1]]))).collect(),
+            other => return Err(broken(format_args!("{WEIGHTS}: {name} is {other:?}, not F32 or BF16"))),
+        };
+        weights.insert(name.to_owned(), Weight { shape: view.shape().to_vec(), data });
+    }
+    Ok(weights)
 }
 
 /// An array as it is stored: in bfloat16 where that loses nothing.

@@ -6,6 +6,7 @@
 //! while training or scoring. The only module that names tch and linfa.
 
 pub mod artifact;
+mod checkpoint;
 mod device;
 pub mod features;
 pub mod interest;
@@ -16,6 +17,7 @@ mod table;
 mod training;
 
 pub use artifact::Artifact;
+pub use checkpoint::Checkpoints;
 pub use device::{Probe, probe};
 pub use features::Settings as FeatureSettings;
 pub use interest::{Interest, InterestExamples, InterestFacts};

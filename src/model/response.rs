@@ -4,6 +4,7 @@
 //! top of the page, so that an ad is not called bad for where it was shown.
 
 use super::artifact::{Artifact, broken, round_to_bfloat16, stored_bytes};
+use super::checkpoint::Checkpoints;
 use super::features::{self, Encoded, Encoder, FeatureMap};
 use super::logistic::{self, Dense};
 use super::network::{Architecture, Spec, TABLE, Weights};
@@ -147,15 +148,17 @@ const KIND: &str = "response";
 /// # Errors
 /// `Contract` for an empty split or a column of the wrong kind, `Usage` for settings that cannot be.
 pub fn train(settings: &ModelSettings, train: &RecordBatch, valid: &RecordBatch, seed: u64) -> Result<ResponseModels> {
-    train_from(None, settings, train, valid, seed)
+    train_from(None, None, settings, train, valid, seed)
 }
 
-/// As [`train`], with the network going on from the weights of an earlier one where both read the same columns.
+/// As [`train`], with the network going on from the weights of an earlier one where both read the same columns, and from the
+/// checkpoint of its own training where that was interrupted.
 ///
 /// # Errors
 /// As [`train`].
 pub fn train_from(
     earlier: Option<&Response>,
+    checkpoints: Option<&Checkpoints>,
     settings: &ModelSettings,
     train: &RecordBatch,
     valid: &RecordBatch,
@@ -165,7 +168,7 @@ pub fn train_from(
     let valid_targets = self::targets(valid, "validation")?;
     let examples = Examples::new(settings, (train, targets), (valid, valid_targets), &RESERVED)?;
     let baseline = examples.baseline()?;
-    let Learned { network, epochs, warm_start, compression, mut notes } = match examples.network_from(earlier, seed) {
+    let Learned { network, epochs, warm_start, compression, mut notes } = match examples.network_from(earlier, checkpoints, seed) {
         // A night without a network is better than no night: the gate sees that it is no better than the baseline.
         Err(error) if error.kind == Kind::Contract => {
             tracing::warn!(%error, "the network did not train: the baseline stands in for it");
@@ -329,11 +332,11 @@ impl Examples {
 
     /// The network that the settings describe, calibrated.
     pub fn network(&self, seed: u64) -> Result<Learned> {
-        self.network_from(None, seed)
+        self.network_from(None, None, seed)
     }
 
-    /// As [`Self::network`], going on from an earlier one's weights where these mean the same here.
-    pub fn network_from(&self, earlier: Option<&Response>, seed: u64) -> Result<Learned> {
+    /// As [`Self::network`], going on from an earlier one's weights where these mean the same here, and from a checkpoint.
+    pub fn network_from(&self, earlier: Option<&Response>, checkpoints: Option<&Checkpoints>, seed: u64) -> Result<Learned> {
         if let Some(why) = self.constant() {
             tracing::warn!("{why}: the network is a constant");
             let network = self.constant_response();
@@ -341,7 +344,7 @@ impl Examples {
         }
         let settings = &self.settings;
         let heads = 1 + usize::from(self.targets.converted.is_some());
-        let mut start = Start::default();
+        let mut start = Start { checkpoints, ..Start::default() };
         let (core, trained) = match settings.architecture {
             Architecture::Article => {
                 let spec = Spec::article(self.dense.width(), heads);
@@ -355,7 +358,7 @@ impl Examples {
                 let spec = Spec::embedded(embedded, &self.map, settings.embedding_dim, &settings.hidden, heads, settings.attention);
                 let (train, valid) = ((&self.rows, &self.targets), (&self.valid_rows, &self.valid_targets));
                 let earlier = earlier.and_then(|earlier| earlier.goes_on_as(&spec, &self.map));
-                start = Start { neutral_rows: self.map.neutral_rows(), earlier };
+                start = Start { neutral_rows: self.map.neutral_rows(), earlier, checkpoints };
                 let trained = training::train(&spec, train, valid, &start, &schedule(settings), seed)?;
                 (Core::Deep { spec }, trained)
             }

@@ -113,9 +113,9 @@ pub(super) struct Pace {
 
 /// Adam over one flat tensor, in a few in-place operations.
 pub(super) struct Adam {
-    first: Tensor,
-    second: Tensor,
-    steps: i32,
+    pub first: Tensor,
+    pub second: Tensor,
+    pub steps: i32,
 }
 
 impl Adam {
@@ -217,6 +217,29 @@ impl Table {
         match self {
             Self::Host(table) => values.copy_data(&mut table.values, values.numel()),
             Self::Device(table) => table.values.copy_(values),
+        }
+    }
+
+    /// Copies of the optimiser's moments, shaped as the values, and its steps.
+    pub fn moments(&self) -> (Tensor, Tensor, i32) {
+        match self {
+            Self::Host(table) => {
+                let tensor = |moment: &[f32]| Tensor::from_slice(moment).view([-1, table.fields.width as i64]);
+                (tensor(&table.first), tensor(&table.second), table.steps)
+            }
+            Self::Device(table) => (table.adam.first.copy(), table.adam.second.copy(), table.adam.steps),
+        }
+    }
+
+    /// The optimiser goes on from such moments.
+    pub fn set_moments(&mut self, first: &Tensor, second: &Tensor, steps: i32) {
+        match self {
+            Self::Host(table) => {
+                first.copy_data(&mut table.first, first.numel());
+                second.copy_data(&mut table.second, second.numel());
+                table.steps = steps;
+            }
+            Self::Device(table) => table.adam = Adam { first: first.copy(), second: second.copy(), steps },
         }
     }
 

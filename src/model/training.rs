@@ -5,6 +5,7 @@
 //! The dense weights are one flat buffer, of which the layers' arrays are views, so that the optimiser is a few operations; the
 //! embedding table has its own (see [`super::table`]). Nothing is read back from the device within a step.
 
+use super::checkpoint::{At, BEST, Checkpoint, Checkpoints, Progress, Steps};
 use super::device;
 use super::features::Encoded;
 use super::network::{Dropout, Inputs, Logits, Pass, Spec, TABLE, Weight, Weights, agreement, is_running};
@@ -59,6 +60,7 @@ pub(super) struct Start<'a> {
     /// Rows of the embedding table that start at zero.
     pub neutral_rows: Vec<usize>,
     pub earlier: Option<Earlier<'a>>,
+    pub checkpoints: Option<&'a Checkpoints<'a>>,
 }
 
 /// Weights that an earlier training of the same network left, and rows of its embedding table with those here that go on from them.
@@ -68,6 +70,27 @@ pub(super) struct Earlier<'a> {
 }
 
 impl Start<'_> {
+    /// Where an earlier run of that training was interrupted.
+    fn interrupted(&self, training: &str) -> Option<Checkpoint> {
+        match Checkpoint::from_bytes(self.checkpoints?.saved.as_ref()?) {
+            Ok(checkpoint) if checkpoint.at.progress.training == training => Some(checkpoint),
+            Ok(_) => None,
+            Err(error) => {
+                tracing::warn!(%error, "training starts anew");
+                None
+            }
+        }
+    }
+
+    fn checkpoint(&self, progress: &Progress, best: &Weights, live: &Live, dropout: &Dropout) -> Result<()> {
+        let Some(checkpoints) = self.checkpoints else { return Ok(()) };
+        let (steps, mut arrays) = live.state();
+        arrays.extend(best.iter().map(|(name, weight)| (format!("{BEST}{name}"), weight.clone())));
+        let (dropout, pool) = dropout.state();
+        arrays.insert(POOL.to_owned(), weight(&pool.to_kind(Kind::Float)));
+        (checkpoints.save)(Checkpoint { at: At { progress: progress.clone(), steps, dropout }, arrays }.to_bytes()?)
+    }
+
     fn weights(&self, spec: &Spec, targets: &Targets, rng: &mut ChaCha8Rng) -> Weights {
         let mut weights = spec.start(&base_logits(targets), &self.neutral_rows, rng);
         let Some(Earlier { weights: earlier, rows }) = &self.earlier else { return weights };
@@ -150,6 +173,11 @@ const CURVE_ROWS: usize = 20_000;
 const HALVINGS: usize = 3;
 /// A gain on the validation rows smaller than this is none.
 const GAIN: f64 = 1e-6;
+/// Names of a checkpoint's arrays that are no weights: of the dense optimiser, of the table's, of the average, of dropout.
+const DENSE: [&str; 2] = ["dense/first", "dense/second"];
+const OF_TABLE: [&str; 2] = ["table/first", "table/second"];
+const AVERAGE: [&str; 2] = ["average/dense", "average/table"];
+const POOL: &str = "dropout/pool";
 /// A batch is not halved below this: it is not what fills the memory.
 const SMALLEST_BATCH: usize = 64;
 /// Below so many units bfloat16's conversions cost what its products save.
@@ -229,8 +257,8 @@ fn attempt(
     device: Device,
 ) -> Result<Trained> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let start = start.weights(spec, targets, &mut rng);
-    let mut live = Live::new(spec, &start, device, schedule.threads);
+    let first = start.weights(spec, targets, &mut rng);
+    let mut live = Live::new(spec, &first, device, schedule.threads);
     if schedule.ema > 0.0 {
         live.average_over(schedule.ema);
     }
@@ -241,19 +269,42 @@ fn attempt(
     let steps = train.rows.div_ceil(schedule.batch_size.min((train.rows / schedule.min_steps).max(16)));
     let mut order = Order::new(train.rows);
 
-    let (mut best, mut best_gain) = (start, f64::NEG_INFINITY);
-    let (mut rate, mut drops, mut halvings) = (schedule.learning_rate, 0, 0);
-    let (mut epochs, mut notes): (Vec<EpochFacts>, Vec<String>) = (Vec::new(), Vec::new());
+    let mut at = Progress {
+        training: format!("{spec:?} {schedule:?} seed {seed}, {} rows on {}", train.rows, device::name(device)),
+        epochs_done: 0,
+        rate: schedule.learning_rate,
+        drops: 0,
+        halvings: 0,
+        best_gain: None,
+        epochs: Vec::new(),
+        notes: Vec::new(),
+    };
+    let mut best = first;
+    if let Some(checkpoint) = start.interrupted(&at.training) {
+        let Checkpoint { at: At { progress, steps, dropout: state }, arrays } = checkpoint;
+        live.take_up(steps, &arrays);
+        dropout.take_up(&state, &tensor(&arrays[POOL], device));
+        best = best.into_keys().map(|name| (name.clone(), arrays[&format!("{BEST}{name}")].clone())).collect();
+        // The generator and the order stand where as many epochs leave them.
+        (0..progress.epochs_done).for_each(|_| order.shuffle(&mut rng, device));
+        tracing::info!(epochs = progress.epochs_done, "an interrupted training goes on");
+        at = progress;
+    }
+    let resumed = at.epochs_done;
     let rate_at = |epochs_done: usize, step: usize, rate: f64| {
         schedule.rates.at(rate, (epochs_done * steps + step) as f64 / (schedule.epochs * steps) as f64)
     };
-    for epoch in 1..=schedule.epochs {
+    for epoch in resumed + 1..=schedule.epochs {
+        at.epochs_done = epoch - 1;
+        if at.epochs_done > resumed {
+            start.checkpoint(&at, &best, &live, &dropout)?;
+        }
         order.shuffle(&mut rng, device);
         for step in 0..steps {
             let range = part(train.rows, steps, step);
             let (ids, floats) = rows.chosen(&order, range.clone());
             let y = y.index_select(0, &order.chosen(range));
-            let rate = rate_at(epoch - 1, step, rate);
+            let rate = rate_at(epoch - 1, step, at.rate);
             let paces = (Pace { rate, l2: schedule.weight_decay }, Pace { rate, l2: schedule.embedding_l2 });
             live.step(spec, &ids, &floats, &y, products, &mut dropout, paces);
         }
@@ -264,14 +315,14 @@ fn attempt(
         };
         let ((train_logloss, train_auc), (valid_logloss, valid_auc)) = (of(&curve, &curve_targets), of(valid, valid_targets));
         let (Some(train_logloss), Some(valid_logloss)) = (train_logloss, valid_logloss) else {
-            halvings += 1;
-            if halvings > HALVINGS {
-                return Err(diverged(rate));
+            at.halvings += 1;
+            if at.halvings > HALVINGS {
+                return Err(diverged(at.rate));
             }
-            rate /= 2.0;
-            let note = format!("epoch {epoch} gave no finite loss: back to the best weights, at the learning rate {rate:e}");
+            at.rate /= 2.0;
+            let note = format!("epoch {epoch} gave no finite loss: back to the best weights, at the learning rate {:e}", at.rate);
             tracing::warn!("{note}");
-            notes.push(note);
+            at.notes.push(note);
             live.reset(&best);
             continue;
         };
@@ -279,30 +330,30 @@ fn attempt(
             (Monitor::Auc, Some(auc)) => auc,
             _ => -valid_logloss,
         };
-        let kept = gain > best_gain + GAIN;
-        let learning_rate = rate_at(epoch - 1, steps - 1, rate);
-        epochs.push(EpochFacts { epoch, learning_rate, train_logloss, valid_logloss, train_auc, valid_auc, kept });
+        let kept = at.best_gain.is_none_or(|best| gain > best + GAIN);
+        let learning_rate = rate_at(epoch - 1, steps - 1, at.rate);
+        at.epochs.push(EpochFacts { epoch, learning_rate, train_logloss, valid_logloss, train_auc, valid_auc, kept });
         tracing::info!(epoch, learning_rate, train_logloss, valid_logloss, valid_auc, kept, "epoch");
         if kept {
-            (best, best_gain, drops) = (live.weights(), gain, 0);
+            (best, at.best_gain, at.drops) = (live.weights(), Some(gain), 0);
         }
         live.swap_average();
         if kept || schedule.rates == RateSchedule::Cosine {
             continue;
         }
-        drops += 1;
-        if drops > schedule.patience {
+        at.drops += 1;
+        if at.drops > schedule.patience {
             break;
         }
-        rate *= schedule.rate_drop;
+        at.rate *= schedule.rate_drop;
         if schedule.go_back {
             live.reset(&best);
         }
     }
-    if best_gain == f64::NEG_INFINITY {
-        return Err(diverged(rate));
+    if at.best_gain.is_none() {
+        return Err(diverged(at.rate));
     }
-    Ok(Trained { weights: best, epochs, notes })
+    Ok(Trained { weights: best, epochs: at.epochs, notes: at.notes })
 }
 
 fn diverged(rate: f64) -> Error {
@@ -455,6 +506,43 @@ impl Live {
     fn weights(&self) -> Weights {
         let tensors = self.tensors.iter().map(|(name, tensor)| (name.clone(), weight(tensor)));
         tensors.chain(self.table.iter().map(|table| (TABLE.to_owned(), table.weight()))).collect()
+    }
+
+    /// All that training changes: steps and arrays.
+    fn state(&self) -> (Steps, Weights) {
+        let mut arrays = self.weights();
+        let mut steps = Steps { dense: self.adam.steps, ..Steps::default() };
+        let mut keep = |names: [&str; 2], tensors: [Option<&Tensor>; 2]| {
+            let known = names.into_iter().zip(tensors).filter_map(|(name, tensor)| Some((name.to_owned(), weight(tensor?))));
+            arrays.extend(known);
+        };
+        keep(DENSE, [Some(&self.adam.first), Some(&self.adam.second)]);
+        if let Some(table) = &self.table {
+            let (first, second, of_table) = table.moments();
+            keep(OF_TABLE, [Some(&first), Some(&second)]);
+            steps.table = of_table;
+        }
+        if let Some(average) = &self.average {
+            keep(AVERAGE, [Some(&average.flat), average.table.as_ref()]);
+            steps.average = average.steps;
+        }
+        (steps, arrays)
+    }
+
+    /// Goes on from such a state.
+    fn take_up(&mut self, steps: Steps, arrays: &Weights) {
+        self.reset(arrays);
+        let device = self.flat.device();
+        let of = |names: [&str; 2]| names.map(|name| arrays.get(name).map(|weight| tensor(weight, device)));
+        if let [Some(first), Some(second)] = of(DENSE) {
+            self.adam = Adam { first, second, steps: steps.dense };
+        }
+        if let (Some(table), [Some(first), Some(second)]) = (&mut self.table, of(OF_TABLE)) {
+            table.set_moments(&first, &second, steps.table);
+        }
+        if let (Some(average), [Some(flat), table]) = (&mut self.average, of(AVERAGE)) {
+            *average = Average { decay: average.decay, steps: steps.average, flat, table };
+        }
     }
 
     /// Takes other weights and starts the optimisers anew.

@@ -4,7 +4,7 @@ use crate::dataset::DatasetFacts;
 use crate::error::{Context, Kind, Result};
 use crate::gate::{self, Contest, Verdict};
 use crate::ingest::Staged;
-use crate::model::{Artifact, Interest, InterestExamples, Response, interest, response};
+use crate::model::{Artifact, Checkpoints, Interest, InterestExamples, Response, interest, response};
 use crate::platform::run::{Done, Run, Step};
 use crate::platform::storage::Store;
 use crate::publish::{self, Commit};
@@ -15,6 +15,7 @@ use arrow::array::{BooleanArray, RecordBatch, StringArray};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use tokio::runtime::Handle;
 use xxhash_rust::xxh3::xxh3_64;
 
 /// What training found, as the report shows it.
@@ -37,6 +38,8 @@ pub struct Learned {
 const NETWORK: &str = "network";
 const BASELINE: &str = "baseline";
 const INTEREST: &str = "interest";
+/// What a night that is stopped in training goes on from; gone when the network is written.
+const CHECKPOINT: &str = "checkpoint.safetensors";
 
 /// Trains the network, the baseline and, where there are events, the interest model; or loads what an earlier run trained.
 pub async fn learn(
@@ -67,10 +70,19 @@ pub async fn learn(
                 Some(folder) => load(run, folder, "warm start", &mut missed).await?,
                 None => None,
             };
-            let mut models = response::train_from(earlier.as_ref(), &spec.model, &train, &valid, run.job.seed)?;
+            // Training blocks this thread, so that the store is waited for within it.
+            let save = |bytes| {
+                let kept = step.store().put(CHECKPOINT, bytes);
+                tokio::task::block_in_place(|| Handle::current().block_on(kept)).map(drop)
+            };
+            let checkpoints = Checkpoints { saved: step.store().get_optional(CHECKPOINT).await?, save: &save };
+            let mut models = response::train_from(earlier.as_ref(), Some(&checkpoints), &spec.model, &train, &valid, run.job.seed)?;
             models.facts.notes.extend(missed);
             drop((train, valid));
             put(step, NETWORK, &models.network.to_artifact()?).await?;
+            if !step.store().list(CHECKPOINT).await?.is_empty() {
+                step.store().delete(CHECKPOINT).await?;
+            }
             put(step, BASELINE, &models.baseline.to_artifact()?).await?;
             let mut facts = ModelFacts { response: serde_json::to_value(&models.facts)?, interest: None };
             if let Some(done) = interest_examples {

@@ -4,14 +4,15 @@ use arrow::array::{
     Array, ArrayRef, BooleanArray, Date32Array, Float64Array, Int64Array, ListArray, ListBuilder, RecordBatch, StringArray, StringBuilder,
 };
 use bytes::Bytes;
-use nightmarket::error::Kind;
+use nightmarket::error::{Error, Kind};
 use nightmarket::model::{
-    Architecture, Artifact, FeatureSettings, Interest, InterestExamples, InterestSettings, ModelSettings, Response, ResponseModels,
-    Storage, interest, response,
+    Architecture, Artifact, Checkpoints, FeatureSettings, Interest, InterestExamples, InterestSettings, ModelSettings, Response,
+    ResponseModels, Storage, interest, response,
 };
 use nightmarket::statistics::metrics;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -200,6 +201,39 @@ fn a_network_that_cannot_be_trained_is_replaced_by_the_baseline() {
     assert!(models.facts.notes.iter().any(|note| note.contains("stands in")), "{:?}", models.facts.notes);
 }
 
+#[test]
+fn an_interrupted_training_goes_on_to_the_same_bytes() {
+    let settings = ModelSettings { epochs: 5, patience: 5, ema: 0.9, ..settings() };
+    let (train, valid) = (impressions(1200, 1), impressions(400, 2));
+    let run = |saved: Option<Bytes>, stop_after: usize| {
+        let kept = RefCell::new(Vec::new());
+        let save = |bytes: Bytes| {
+            kept.borrow_mut().push(bytes);
+            if kept.borrow().len() == stop_after { Err(Error::new(Kind::Transient, "stopped")) } else { Ok(()) }
+        };
+        let checkpoints = Checkpoints { saved, save: &save };
+        let models = response::train_from(None, Some(&checkpoints), &settings, &train, &valid, 7);
+        (models, kept.into_inner())
+    };
+    let bytes = |models: &ResponseModels| {
+        let files = models.network.to_artifact().and_then(|artifact| artifact.to_files()).expect("files");
+        (files, serde_json::to_string(&models.facts).expect("JSON"))
+    };
+    let whole = response::train(&settings, &train, &valid, 7).expect("it trains");
+    let (stopped, kept) = run(None, 2);
+    assert_eq!(stopped.expect_err("it was stopped").kind, Kind::Transient);
+    let (resumed, later) = run(kept.last().cloned(), 99);
+    assert!(bytes(&resumed.expect("it goes on")) == bytes(&whole));
+    assert_eq!((kept.len(), later.len()), (2, 2), "after each epoch but the last, and none is done twice");
+
+    // A checkpoint that is broken, or of another training, is of no use.
+    let (anew, all) = run(Some(Bytes::from_static(b"nonsense")), 99);
+    assert!(bytes(&anew.expect("it trains")) == bytes(&whole) && all.len() == 4);
+    let checkpoints = Checkpoints { saved: kept.last().cloned(), save: &|_| Ok(()) };
+    let other = response::train_from(None, Some(&checkpoints), &settings, &train, &valid, 8).expect("it trains");
+    assert!(bytes(&other) == bytes(&response::train(&settings, &train, &valid, 8).expect("it trains")));
+}
+
 /// Token -> its row of the embedding table.
 fn embedded(response: &Response, space: &str) -> BTreeMap<String, Vec<f32>> {
     let artifact = response.to_artifact().expect("an artefact");
@@ -224,7 +258,7 @@ fn a_warm_start_keeps_the_rows_of_known_ids_and_starts_new_ones_as_ever() {
     // So slow that the weights stay where they start.
     let still =
         ModelSettings { epochs: 1, learning_rate: 1e-12, embedding_l2: 0.0, weight_decay: 0.0, warm_start: true, ..settings.clone() };
-    let tonight = |earlier| response::train_from(earlier, &still, &ads(&train, 30), &ads(&valid, 30), 7).expect("it trains");
+    let tonight = |earlier| response::train_from(earlier, None, &still, &ads(&train, 30), &ads(&valid, 30), 7).expect("it trains");
     let (warm, cold) = (tonight(Some(&last)), tonight(None));
     let close = |a: &[f32], b: &[f32]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-6);
     let [last_ads, warm_ads, cold_ads] = [&last, &warm.network, &cold.network].map(|network| embedded(network, "ad"));
@@ -238,7 +272,7 @@ fn a_warm_start_keeps_the_rows_of_known_ids_and_starts_new_ones_as_ever() {
     assert!(warm.facts.epochs[0].valid_auc > cold.facts.epochs[0].valid_auc, "what was learned is not lost");
 
     let wider = ModelSettings { hidden: vec![48, 16], ..settings };
-    let other = response::train_from(Some(&last), &wider, &train, &valid, 7).expect("it trains");
+    let other = response::train_from(Some(&last), None, &wider, &train, &valid, 7).expect("it trains");
     assert!(other.facts.warm_start.is_none() && other.facts.notes.iter().any(|note| note.contains("no warm start")), "{:?}", other.facts);
 }
 

