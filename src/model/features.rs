@@ -443,6 +443,27 @@ impl FeatureMap {
         std::iter::once(0).chain(spaces.flat_map(|offset| [offset, offset + 1])).collect()
     }
 
+    /// Rows of an earlier map's embedding table, each with the row that stands for the same here. None where the columns are others
+    /// or lie elsewhere, so that weights learned on them mean something else.
+    pub fn kept_rows(&self, earlier: &Self) -> Option<Vec<(usize, usize)>> {
+        let layout = |map: &Self| -> Vec<_> {
+            map.columns.iter().map(|column| (column.name.clone(), column.part, column.role.ints(), column.role.floats())).collect()
+        };
+        if layout(self) != layout(earlier) || self.matches != earlier.matches {
+            return None;
+        }
+        let mut rows = vec![(0, 0)];
+        for (name, space) in &self.spaces {
+            let before = earlier.spaces.get(name)?;
+            let (from, to) = (before.offset as usize, space.offset as usize);
+            let unnamed = if name == TEXT_SPACE { TEXT_BUCKETS + 2 } else { 2 };
+            rows.extend((0..unnamed).map(|i| (from + i, to + i)));
+            let known: HashMap<&str, usize> = before.tokens.iter().map(String::as_str).zip(from + 2..).collect();
+            rows.extend(space.tokens.iter().zip(to + 2..).filter_map(|(token, row)| Some((*known.get(token.as_str())?, row))));
+        }
+        Some(rows)
+    }
+
     /// The id of the lowest position seen: the top of the page.
     pub fn reference_position(&self) -> Option<i32> {
         let position = self.columns.iter().find(|column| column.name == POSITION)?;

@@ -8,9 +8,9 @@
 use super::artifact::{Artifact, broken};
 use super::features::{self, Encoder, FeatureMap, NO_ROW, Part, Role};
 use super::network::{Offset, Spec, Weights};
-use super::training::{self, EpochFacts, Monitor, Precision, Schedule, Targets};
+use super::training::{self, EpochFacts, Monitor, Precision, RateSchedule, Schedule, Start, Targets};
 use super::{InterestSettings, Metrics, calibrator, device_name, logit, rounded, sigmoid, smoothed_rate};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::statistics::calibration::Calibrator;
 use crate::types::{column, optional_column};
 use arrow::array::{Array, ArrayRef, Date32Array, Float64Array, RecordBatch, StringArray};
@@ -185,7 +185,9 @@ pub fn train(
     };
     let map = &interest.at_rest.map;
     if facts.train.engaged == 0 || facts.train.engaged == facts.train.candidates {
-        facts.notes.push("all training candidates have the same outcome: every score is the category's base rate".into());
+        let note = "all training candidates have the same outcome: every score is the category's base rate";
+        tracing::warn!("{note}");
+        facts.notes.push(note.into());
     } else {
         let encoder = Encoder::new(map);
         let encode = |parts: &[Part]| {
@@ -201,13 +203,23 @@ pub fn train(
         ])?;
         let spec = Spec::rising(map, settings.embedding_dim, &settings.hidden, map.evidence()).with_offset(base_offset(map));
         let (train, valid) = ((&rows, &train_targets), (&valid_rows, &valid_targets));
-        let trained = training::train(&spec, train, valid, &map.neutral_rows(), &schedule(settings), seed)?;
-        facts.chosen_epoch = trained.epochs.iter().rev().find(|epoch| epoch.kept).map(|epoch| epoch.epoch);
-        facts.epochs = trained.epochs;
-        facts.notes.extend(trained.notes);
-        facts.parameters = trained.weights.values().map(|weight| weight.data.len()).sum();
-        interest.weights = trained.weights;
-        interest.at_rest.spec = Some(spec);
+        let start = Start { neutral_rows: map.neutral_rows(), ..Start::default() };
+        match training::train(&spec, train, valid, &start, &schedule(settings), seed) {
+            // Labels by base rates are better than no night.
+            Err(error) if error.kind == Kind::Contract => {
+                tracing::warn!(%error, "the interest network did not train: every score is the category's base rate");
+                facts.notes.push(format!("{error}: every score is the category's base rate"));
+            }
+            trained => {
+                let trained = trained?;
+                facts.chosen_epoch = trained.epochs.iter().rev().find(|epoch| epoch.kept).map(|epoch| epoch.epoch);
+                facts.epochs = trained.epochs;
+                facts.notes.extend(trained.notes);
+                facts.parameters = trained.weights.values().map(|weight| weight.data.len()).sum();
+                interest.weights = trained.weights;
+                interest.at_rest.spec = Some(spec);
+            }
+        }
     }
     let logits = interest.logits(&valid.users, &valid.pairs, &categories, &valid_candidates)?;
     interest.at_rest.calibrator = calibrator(&valid_targets.positive, &logits);
@@ -225,12 +237,14 @@ fn schedule(settings: &InterestSettings) -> Schedule {
         batch_size: settings.batch_size,
         min_steps: 64,
         learning_rate: settings.learning_rate,
+        rates: RateSchedule::Plateau,
         rate_drop: 0.2,
         go_back: true,
         monitor: Monitor::Logloss,
         weight_decay: settings.weight_decay,
         embedding_l2: settings.embedding_l2,
         dropout: settings.dropout,
+        ema: 0.0,
         precision: Precision::Float32,
         device: settings.device.clone(),
         threads: settings.threads,

@@ -6,6 +6,7 @@
 //! while training or scoring. The only module that names tch and linfa.
 
 pub mod artifact;
+mod checkpoint;
 mod device;
 pub mod features;
 pub mod interest;
@@ -16,12 +17,13 @@ mod table;
 mod training;
 
 pub use artifact::Artifact;
+pub use checkpoint::Checkpoints;
 pub use device::{Probe, probe};
 pub use features::Settings as FeatureSettings;
 pub use interest::{Interest, InterestExamples, InterestFacts};
 pub use network::Architecture;
-pub use response::{Response, ResponseFacts, ResponseModels, Scores};
-pub use training::{EpochFacts, Monitor, Precision, Targets};
+pub use response::{Compression, Response, ResponseFacts, ResponseModels, Scores};
+pub use training::{EpochFacts, Monitor, Precision, RateSchedule, Targets};
 
 use crate::error::{Error, Result};
 use crate::statistics::calibration::Calibrator;
@@ -42,6 +44,7 @@ pub struct ModelSettings {
     /// A small table still gets so many steps an epoch, of smaller batches.
     pub min_steps: usize,
     pub learning_rate: f64,
+    pub schedule: RateSchedule,
     /// To this share the learning rate falls when an epoch did not help; `go_back`: and the best weights are taken up again.
     pub rate_drop: f64,
     pub go_back: bool,
@@ -50,12 +53,19 @@ pub struct ModelSettings {
     pub weight_decay: f64,
     pub embedding_l2: f64,
     pub dropout: f64,
+    /// Decay a step of a moving average of the weights, which is validated and kept in their place (0: none). 0.99 to 0.999 steadies a
+    /// noisy loss; every step walks all weights once more.
+    pub ema: f64,
     pub embedding_dim: usize,
     /// Widths of the hidden layers. FinalNet's second branch has one layer as wide as the first.
     pub hidden: Vec<usize>,
     /// Sequences are read as the candidate asks (DIN) instead of by their mean: sharper on long histories, several times slower.
     pub attention: bool,
+    /// The night starts from the weights of the network that was trained with the model that serves: fewer epochs, and values that came
+    /// rarely lately are not forgotten; but what an old night got wrong stays longer. New values start as ever.
+    pub warm_start: bool,
     pub precision: Precision,
+    pub embeddings: Storage,
     /// `auto` (a GPU where there is one), `cpu`, or `cuda:N`.
     pub device: String,
     /// Threads of libtorch. Sums are split among them, so another count gives other last bits. A second one gains about a quarter on
@@ -76,15 +86,19 @@ impl Default for ModelSettings {
             batch_size: 512,
             min_steps: 64,
             learning_rate: 1e-3,
+            schedule: RateSchedule::Plateau,
             rate_drop: 0.2,
             go_back: true,
             weight_decay: 1e-6,
             embedding_l2: 1e-4,
             dropout: 0.1,
+            ema: 0.0,
             embedding_dim: 8,
             hidden: vec![64, 32],
             attention: false,
+            warm_start: false,
             precision: Precision::Auto,
+            embeddings: Storage::Float32,
             device: "auto".into(),
             threads: 1,
             baseline_l2: vec![1.0, 10.0, 100.0],
@@ -110,8 +124,20 @@ impl ModelSettings {
         if !(self.rate_drop > 0.0 && self.rate_drop <= 1.0) {
             return Err(Error::usage(format_args!("[model] rate_drop = {} must be above 0 and at most 1", self.rate_drop)));
         }
+        if !(0.0..1.0).contains(&self.ema) {
+            return Err(Error::usage(format_args!("[model] ema = {} must be at least 0 and below 1", self.ema)));
+        }
         Ok(())
     }
+}
+
+/// How an artefact keeps its embedding table.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum Storage {
+    Float32,
+    /// Rounded to half the bytes; the facts tell what that costs.
+    Bfloat16,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]

@@ -3,12 +3,13 @@
 //! Trained on logged impressions; the position is an input of training only. Candidates are scored at the reference position, the
 //! top of the page, so that an ad is not called bad for where it was shown.
 
-use super::artifact::{Artifact, broken};
+use super::artifact::{Artifact, broken, round_to_bfloat16, stored_bytes};
+use super::checkpoint::Checkpoints;
 use super::features::{self, Encoded, Encoder, FeatureMap};
 use super::logistic::{self, Dense};
-use super::network::{Architecture, Spec, Weights};
-use super::training::{self, EpochFacts, Monitor, Precision, Schedule, Targets};
-use super::{Metrics, ModelSettings, calibrator, device_name, logit, sigmoid, smoothed_rate};
+use super::network::{Architecture, Spec, TABLE, Weights};
+use super::training::{self, Earlier, EpochFacts, Monitor, Precision, RateSchedule, Schedule, Start, Targets};
+use super::{Metrics, ModelSettings, Storage, calibrator, device_name, logit, sigmoid, smoothed_rate};
 use crate::error::{Error, Kind, Result};
 use crate::statistics::calibration::Calibrator;
 use crate::types::{column, optional_column};
@@ -89,10 +90,32 @@ pub struct ResponseFacts {
     pub epochs: Vec<EpochFacts>,
     /// The epoch whose weights were kept.
     pub chosen_epoch: Option<usize>,
+    /// None: the network started from nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub warm_start: Option<WarmStart>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub compression: Option<Compression>,
     pub network: Fit,
     pub baseline: Fit,
     /// What was not done and why.
     pub notes: Vec<String>,
+}
+
+/// What rounding the embeddings saved and cost: the calibrated fit on the validation rows, after minus before.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq)]
+pub struct Compression {
+    /// Of the network's weights.
+    pub bytes: usize,
+    pub bytes_before: usize,
+    pub auc_change: Option<f64>,
+    pub logloss_change: Option<f64>,
+}
+
+/// Rows of the embedding table that went on from an earlier night's, and those that are new.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq)]
+pub struct WarmStart {
+    pub kept_rows: usize,
+    pub new_rows: usize,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
@@ -125,17 +148,35 @@ const KIND: &str = "response";
 /// # Errors
 /// `Contract` for an empty split or a column of the wrong kind, `Usage` for settings that cannot be.
 pub fn train(settings: &ModelSettings, train: &RecordBatch, valid: &RecordBatch, seed: u64) -> Result<ResponseModels> {
+    train_from(None, None, settings, train, valid, seed)
+}
+
+/// As [`train`], with the network going on from the weights of an earlier one where both read the same columns, and from the
+/// checkpoint of its own training where that was interrupted.
+///
+/// # Errors
+/// As [`train`].
+pub fn train_from(
+    earlier: Option<&Response>,
+    checkpoints: Option<&Checkpoints>,
+    settings: &ModelSettings,
+    train: &RecordBatch,
+    valid: &RecordBatch,
+    seed: u64,
+) -> Result<ResponseModels> {
     let targets = targets(train, "training")?;
     let valid_targets = self::targets(valid, "validation")?;
     let examples = Examples::new(settings, (train, targets), (valid, valid_targets), &RESERVED)?;
     let baseline = examples.baseline()?;
-    let Learned { network, epochs, mut notes } = match examples.network(seed) {
+    let Learned { network, epochs, warm_start, compression, mut notes } = match examples.network_from(earlier, checkpoints, seed) {
         // A night without a network is better than no night: the gate sees that it is no better than the baseline.
         Err(error) if error.kind == Kind::Contract => {
             tracing::warn!(%error, "the network did not train: the baseline stands in for it");
             Learned {
                 network: baseline.clone(),
                 epochs: Vec::new(),
+                warm_start: None,
+                compression: None,
                 notes: vec![format!("{error}: the baseline stands in for the network")],
             }
         }
@@ -156,6 +197,8 @@ pub fn train(settings: &ModelSettings, train: &RecordBatch, valid: &RecordBatch,
         parameters: network.parameters(),
         chosen_epoch: epochs.iter().rev().find(|epoch| epoch.kept).map(|epoch| epoch.epoch),
         epochs,
+        warm_start,
+        compression,
         network: network.at_rest.fit.clone(),
         baseline: baseline.at_rest.fit.clone(),
         notes,
@@ -180,6 +223,8 @@ pub struct Examples {
 pub struct Learned {
     pub network: Response,
     pub epochs: Vec<EpochFacts>,
+    pub warm_start: Option<WarmStart>,
+    pub compression: Option<Compression>,
     pub notes: Vec<String>,
 }
 
@@ -285,30 +330,70 @@ impl Examples {
         Ok(self.response(Core::Logistic { dense: self.dense.clone(), conversion: constant }, weights))
     }
 
-    /// The network that the settings describe, calibrated. Of several strengths of L2 that which validates best.
+    /// The network that the settings describe, calibrated.
     pub fn network(&self, seed: u64) -> Result<Learned> {
-        if self.constant().is_some() {
-            return Ok(Learned { network: self.constant_response(), epochs: Vec::new(), notes: Vec::new() });
+        self.network_from(None, None, seed)
+    }
+
+    /// As [`Self::network`], going on from an earlier one's weights where these mean the same here, and from a checkpoint.
+    pub fn network_from(&self, earlier: Option<&Response>, checkpoints: Option<&Checkpoints>, seed: u64) -> Result<Learned> {
+        if let Some(why) = self.constant() {
+            tracing::warn!("{why}: the network is a constant");
+            let network = self.constant_response();
+            return Ok(Learned { network, epochs: Vec::new(), warm_start: None, compression: None, notes: Vec::new() });
         }
         let settings = &self.settings;
         let heads = 1 + usize::from(self.targets.converted.is_some());
+        let mut start = Start { checkpoints, ..Start::default() };
         let (core, trained) = match settings.architecture {
             Architecture::Article => {
                 let spec = Spec::article(self.dense.width(), heads);
                 let train = self.dense.rows(&self.rows, Some(&self.out_of_fold), &all(&self.rows));
                 let valid = self.dense.rows(&self.valid_rows, None, &all(&self.valid_rows));
                 let (train, valid) = ((&train, &self.targets), (&valid, &self.valid_targets));
-                let trained = training::train(&spec, train, valid, &[], &article_schedule(settings), seed)?;
+                let trained = training::train(&spec, train, valid, &start, &article_schedule(settings), seed)?;
                 (Core::Plain { dense: self.dense.clone(), spec }, trained)
             }
             embedded => {
                 let spec = Spec::embedded(embedded, &self.map, settings.embedding_dim, &settings.hidden, heads, settings.attention);
                 let (train, valid) = ((&self.rows, &self.targets), (&self.valid_rows, &self.valid_targets));
-                let trained = training::train(&spec, train, valid, &self.map.neutral_rows(), &schedule(settings), seed)?;
+                let earlier = earlier.and_then(|earlier| earlier.goes_on_as(&spec, &self.map));
+                start = Start { neutral_rows: self.map.neutral_rows(), earlier, checkpoints };
+                let trained = training::train(&spec, train, valid, &start, &schedule(settings), seed)?;
                 (Core::Deep { spec }, trained)
             }
         };
-        Ok(Learned { network: self.response(core, trained.weights), epochs: trained.epochs, notes: trained.notes })
+        let warm_start = start.earlier.map(|earlier| {
+            let kept_rows = earlier.rows.len();
+            WarmStart { kept_rows, new_rows: self.map.table_rows - kept_rows }
+        });
+        let mut notes = trained.notes;
+        if earlier.is_some() && warm_start.is_none() {
+            notes.push("no warm start: the earlier network has other columns or layers".to_owned());
+        }
+        let network = self.response(core, trained.weights);
+        let (network, compression) = match settings.embeddings {
+            Storage::Float32 => (network, None),
+            Storage::Bfloat16 => self.compressed(network),
+        };
+        Ok(Learned { network, epochs: trained.epochs, warm_start, compression, notes })
+    }
+
+    /// The network with its embeddings in half the bytes, calibrated as it is then.
+    fn compressed(&self, network: Response) -> (Response, Option<Compression>) {
+        let mut weights = network.weights.clone();
+        let Some(table) = weights.get_mut(TABLE) else { return (network, None) };
+        round_to_bfloat16(table);
+        let rounded = self.response(network.at_rest.core.clone(), weights);
+        let (before, after) = (network.at_rest.fit.metrics, rounded.at_rest.fit.metrics);
+        let change = |of: fn(&Metrics) -> Option<f64>| Some(super::rounded(of(&after)? - of(&before)?));
+        let compression = Compression {
+            bytes: stored_bytes(&rounded.weights),
+            bytes_before: stored_bytes(&network.weights),
+            auc_change: change(|metrics| metrics.auc),
+            logloss_change: change(|metrics| metrics.logloss),
+        };
+        (rounded, Some(compression))
     }
 }
 
@@ -323,12 +408,14 @@ fn schedule(settings: &ModelSettings) -> Schedule {
         batch_size: settings.batch_size,
         min_steps: settings.min_steps,
         learning_rate: settings.learning_rate,
+        rates: settings.schedule,
         rate_drop: settings.rate_drop,
         go_back: settings.go_back,
         monitor: settings.monitor,
         weight_decay: settings.weight_decay,
         embedding_l2: settings.embedding_l2,
         dropout: settings.dropout,
+        ema: settings.ema,
         precision: settings.precision,
         device: settings.device.clone(),
         threads: settings.threads,
@@ -342,12 +429,14 @@ fn article_schedule(settings: &ModelSettings) -> Schedule {
         batch_size: 32,
         min_steps: 64,
         learning_rate: 1e-3,
+        rates: RateSchedule::Plateau,
         rate_drop: 1.0,
         go_back: false,
         monitor: Monitor::Logloss,
         weight_decay: 0.0,
         embedding_l2: 0.0,
         dropout: 0.5,
+        ema: 0.0,
         precision: Precision::Float32,
         device: settings.device.clone(),
         threads: settings.threads,
@@ -386,6 +475,16 @@ impl Response {
     /// The columns that it reads.
     pub fn features(&self) -> impl Iterator<Item = &str> {
         self.at_rest.map.columns.iter().map(|column| column.name.as_str())
+    }
+
+    /// Its weights as the start of a network of that shape and map; none where they mean something else there.
+    fn goes_on_as(&self, spec: &Spec, map: &FeatureMap) -> Option<Earlier<'_>> {
+        match &self.at_rest.core {
+            Core::Deep { spec: own } if own.has_layers_of(spec) => {
+                Some(Earlier { weights: &self.weights, rows: map.kept_rows(&self.at_rest.map)? })
+            }
+            _ => None,
+        }
     }
 
     /// Scores candidates at the reference position, whatever position they have.

@@ -113,9 +113,9 @@ pub(super) struct Pace {
 
 /// Adam over one flat tensor, in a few in-place operations.
 pub(super) struct Adam {
-    first: Tensor,
-    second: Tensor,
-    steps: i32,
+    pub first: Tensor,
+    pub second: Tensor,
+    pub steps: i32,
 }
 
 impl Adam {
@@ -201,6 +201,45 @@ impl Table {
         match self {
             Self::Host(table) => Weight { shape: vec![table.fields.table_rows, table.fields.width], data: table.values.clone() },
             Self::Device(table) => super::training::weight(&table.values),
+        }
+    }
+
+    /// A copy of the values. [table_rows, width]
+    pub fn values(&self) -> Tensor {
+        match self {
+            Self::Host(table) => Tensor::from_slice(&table.values).view([-1, table.fields.width as i64]),
+            Self::Device(table) => table.values.copy(),
+        }
+    }
+
+    /// Takes other values; the optimiser goes on.
+    pub fn set_values(&mut self, values: &Tensor) {
+        match self {
+            Self::Host(table) => values.copy_data(&mut table.values, values.numel()),
+            Self::Device(table) => table.values.copy_(values),
+        }
+    }
+
+    /// Copies of the optimiser's moments, shaped as the values, and its steps.
+    pub fn moments(&self) -> (Tensor, Tensor, i32) {
+        match self {
+            Self::Host(table) => {
+                let tensor = |moment: &[f32]| Tensor::from_slice(moment).view([-1, table.fields.width as i64]);
+                (tensor(&table.first), tensor(&table.second), table.steps)
+            }
+            Self::Device(table) => (table.adam.first.copy(), table.adam.second.copy(), table.adam.steps),
+        }
+    }
+
+    /// The optimiser goes on from such moments.
+    pub fn set_moments(&mut self, first: &Tensor, second: &Tensor, steps: i32) {
+        match self {
+            Self::Host(table) => {
+                first.copy_data(&mut table.first, first.numel());
+                second.copy_data(&mut table.second, second.numel());
+                table.steps = steps;
+            }
+            Self::Device(table) => table.adam = Adam { first: first.copy(), second: second.copy(), steps },
         }
     }
 
@@ -462,6 +501,17 @@ mod tests {
         assert_eq!(host[..2], [0.0, 0.0]);
         assert_ne!(host[2..4], [1.0, 2.0]);
         host.iter().zip(&device).for_each(|(a, b)| assert!((a - b).abs() < 1e-5, "{host:?} {device:?}"));
+    }
+
+    #[test]
+    fn both_tables_give_and_take_their_values() {
+        let (host, device) = tables();
+        for mut table in [host, device] {
+            let doubled = table.values() * 2.0;
+            let before = table.weight().data;
+            table.set_values(&doubled);
+            assert_eq!(table.weight().data, before.iter().map(|x| 2.0 * x).collect::<Vec<_>>());
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! The dense weights are one flat buffer, of which the layers' arrays are views, so that the optimiser is a few operations; the
 //! embedding table has its own (see [`super::table`]). Nothing is read back from the device within a step.
 
+use super::checkpoint::{At, BEST, Checkpoint, Checkpoints, Progress, Steps};
 use super::device;
 use super::features::Encoded;
 use super::network::{Dropout, Inputs, Logits, Pass, Spec, TABLE, Weight, Weights, agreement, is_running};
@@ -37,6 +38,7 @@ pub(super) struct Schedule {
     /// A small table still gets so many steps an epoch.
     pub min_steps: usize,
     pub learning_rate: f64,
+    pub rates: RateSchedule,
     /// When an epoch did not help, the learning rate falls to this share; 1: it stays.
     pub rate_drop: f64,
     /// And the weights of the best epoch are taken up again.
@@ -45,9 +47,62 @@ pub(super) struct Schedule {
     pub weight_decay: f64,
     pub embedding_l2: f64,
     pub dropout: f64,
+    /// Decay of the average of the weights that is kept in their place; 0: the weights themselves.
+    pub ema: f64,
     pub precision: Precision,
     pub device: String,
     pub threads: usize,
+}
+
+/// Where training starts.
+#[derive(Default)]
+pub(super) struct Start<'a> {
+    /// Rows of the embedding table that start at zero.
+    pub neutral_rows: Vec<usize>,
+    pub earlier: Option<Earlier<'a>>,
+    pub checkpoints: Option<&'a Checkpoints<'a>>,
+}
+
+/// Weights that an earlier training of the same network left, and rows of its embedding table with those here that go on from them.
+pub(super) struct Earlier<'a> {
+    pub weights: &'a Weights,
+    pub rows: Vec<(usize, usize)>,
+}
+
+impl Start<'_> {
+    /// Where an earlier run of that training was interrupted.
+    fn interrupted(&self, training: &str) -> Option<Checkpoint> {
+        match Checkpoint::from_bytes(self.checkpoints?.saved.as_ref()?) {
+            Ok(checkpoint) if checkpoint.at.progress.training == training => Some(checkpoint),
+            Ok(_) => None,
+            Err(error) => {
+                tracing::warn!(%error, "training starts anew");
+                None
+            }
+        }
+    }
+
+    fn checkpoint(&self, progress: &Progress, best: &Weights, live: &Live, dropout: &Dropout) -> Result<()> {
+        let Some(checkpoints) = self.checkpoints else { return Ok(()) };
+        let (steps, mut arrays) = live.state();
+        arrays.extend(best.iter().map(|(name, weight)| (format!("{BEST}{name}"), weight.clone())));
+        let (dropout, pool) = dropout.state();
+        arrays.insert(POOL.to_owned(), weight(&pool.to_kind(Kind::Float)));
+        (checkpoints.save)(Checkpoint { at: At { progress: progress.clone(), steps, dropout }, arrays }.to_bytes()?)
+    }
+
+    fn weights(&self, spec: &Spec, targets: &Targets, rng: &mut ChaCha8Rng) -> Weights {
+        let mut weights = spec.start(&base_logits(targets), &self.neutral_rows, rng);
+        let Some(Earlier { weights: earlier, rows }) = &self.earlier else { return weights };
+        weights.iter_mut().filter(|(name, _)| *name != TABLE).for_each(|(name, weight)| weight.clone_from(&earlier[name]));
+        if let Some(table) = weights.get_mut(TABLE) {
+            let width = spec.fields.width;
+            for (from, to) in rows {
+                table.data[to * width..][..width].copy_from_slice(&earlier[TABLE].data[from * width..][..width]);
+            }
+        }
+        weights
+    }
 }
 
 /// What tells on the validation rows whether an epoch helped.
@@ -58,6 +113,26 @@ pub enum Monitor {
     Auc,
     /// Log-loss before calibration.
     Logloss,
+}
+
+/// How the learning rate falls.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum RateSchedule {
+    /// When an epoch did not help on the validation rows; in the end that stops the training.
+    Plateau,
+    /// Along half a cosine to zero over all epochs, none of which is left out; the best is kept (arXiv 1608.03983).
+    Cosine,
+}
+
+impl RateSchedule {
+    /// The rate when a share of all steps is `done`.
+    fn at(self, rate: f64, done: f64) -> f64 {
+        match self {
+            Self::Plateau => rate,
+            Self::Cosine => rate * (1.0 + (std::f64::consts::PI * done).cos()) / 2.0,
+        }
+    }
 }
 
 /// Of the hidden layers' products while training; weights, sums and scoring are always of 32 bits.
@@ -98,11 +173,17 @@ const CURVE_ROWS: usize = 20_000;
 const HALVINGS: usize = 3;
 /// A gain on the validation rows smaller than this is none.
 const GAIN: f64 = 1e-6;
+/// Names of a checkpoint's arrays that are no weights: of the dense optimiser, of the table's, of the average, of dropout.
+const DENSE: [&str; 2] = ["dense/first", "dense/second"];
+const OF_TABLE: [&str; 2] = ["table/first", "table/second"];
+const AVERAGE: [&str; 2] = ["average/dense", "average/table"];
+const POOL: &str = "dropout/pool";
+/// A batch is not halved below this: it is not what fills the memory.
+const SMALLEST_BATCH: usize = 64;
 /// Below so many units bfloat16's conversions cost what its products save.
 const WIDE: usize = 128;
 
-/// Trains until the validation rows stop gaining; returns the best epoch's weights and the curve. Where a GPU runs out of memory the
-/// batch is halved, and at last the CPU is taken.
+/// Trains until the validation rows stop gaining; returns the best epoch's weights and the curve.
 ///
 /// # Errors
 /// `Contract` when the loss is no number however slow the training, `Usage` for a device that is not there.
@@ -110,68 +191,77 @@ pub(super) fn train(
     spec: &Spec,
     train: (&Encoded, &Targets),
     valid: (&Encoded, &Targets),
-    neutral_rows: &[usize],
+    start: &Start,
     schedule: &Schedule,
     seed: u64,
 ) -> Result<Trained> {
-    let mut schedule = schedule.clone();
+    with_less(schedule, |schedule| {
+        let device = device::take(&schedule.device, schedule.threads)?;
+        attempt(spec, train, valid, start, schedule, seed, device)
+    })
+}
+
+/// Where a GPU runs out of memory the batch is halved, and at last, or at once when the GPU fails otherwise, the CPU is taken.
+fn with_less(wanted: &Schedule, attempt: impl Fn(&Schedule) -> Result<Trained>) -> Result<Trained> {
+    let mut schedule = wanted.clone();
     let mut notes = Vec::new();
     loop {
-        let device = device::take(&schedule.device, schedule.threads)?;
-        let attempt = || attempt(spec, train, valid, neutral_rows, &schedule, seed, device);
-        let outcome = match device {
-            Device::Cpu => attempt(),
-            // libtorch's binding panics with the text of the error.
-            _ => match catch_unwind(AssertUnwindSafe(attempt)) {
-                Err(panic) if out_of_memory(&*panic) => Err(full(device)),
-                Err(panic) => resume_unwind(panic),
-                Ok(outcome) => outcome,
-            },
+        let panic = match catch_unwind(AssertUnwindSafe(|| attempt(&schedule))) {
+            Ok(outcome) => return outcome.map(|trained| Trained { notes: [notes, trained.notes].concat(), ..trained }),
+            Err(panic) => panic,
         };
-        match outcome {
-            Err(error) if error.kind == crate::error::Kind::Transient && device != Device::Cpu => {
-                let smaller = schedule.batch_size / 2;
-                let note = if smaller >= 64 && notes.len() < HALVINGS {
-                    schedule.batch_size = smaller;
-                    format!("{error}: the batch was halved to {smaller}")
-                } else {
-                    schedule.device = "cpu".into();
-                    format!("{error}: trained on the CPU")
-                };
-                tracing::warn!("{note}");
-                notes.push(note);
-            }
-            outcome => {
-                return outcome.map(|mut trained| {
-                    notes.append(&mut trained.notes);
-                    Trained { notes, ..trained }
-                });
-            }
+        let Some(why) = gpu_failure(&*panic).filter(|_| schedule.device != "cpu") else { resume_unwind(panic) };
+        let smaller = schedule.batch_size / 2;
+        let note = if why == GpuFailure::OutOfMemory && smaller >= SMALLEST_BATCH && notes.len() < HALVINGS {
+            schedule.batch_size = smaller;
+            format!("{}: the batch was halved to {smaller}", why.text())
+        } else {
+            schedule = Schedule { device: "cpu".into(), ..wanted.clone() };
+            format!("{}: trained on the CPU", why.text())
+        };
+        tracing::warn!("{note}");
+        notes.push(note);
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum GpuFailure {
+    OutOfMemory,
+    Other,
+}
+
+impl GpuFailure {
+    fn text(self) -> &'static str {
+        match self {
+            Self::OutOfMemory => "the GPU ran out of memory",
+            Self::Other => "the GPU failed",
         }
     }
 }
 
-fn full(device: Device) -> Error {
-    Error::new(crate::error::Kind::Transient, format_args!("{} ran out of memory", device::name(device)))
-}
-
-fn out_of_memory(panic: &(dyn std::any::Any + Send)) -> bool {
-    let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
-    text.is_some_and(|text| text.contains("out of memory"))
+/// libtorch's binding panics with the text of the error.
+fn gpu_failure(panic: &(dyn std::any::Any + Send)) -> Option<GpuFailure> {
+    let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied())?;
+    let of_gpu = ["CUDA", "CUBLAS", "CUDNN"].iter().any(|name| text.contains(name));
+    let out_of_memory = text.contains("out of memory") || text.contains("ALLOC_FAILED");
+    of_gpu.then_some(if out_of_memory { GpuFailure::OutOfMemory } else { GpuFailure::Other })
 }
 
 fn attempt(
     spec: &Spec,
     (train, targets): (&Encoded, &Targets),
     (valid, valid_targets): (&Encoded, &Targets),
-    neutral_rows: &[usize],
+    start: &Start,
     schedule: &Schedule,
     seed: u64,
     device: Device,
 ) -> Result<Trained> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let start = spec.start(&base_logits(targets), neutral_rows, &mut rng);
-    let mut live = Live::new(spec, &start, device, schedule.threads);
+    let first = start.weights(spec, targets, &mut rng);
+    let mut live = Live::new(spec, &first, device, schedule.threads);
+    if schedule.ema > 0.0 {
+        live.average_over(schedule.ema);
+    }
     let mut dropout = Dropout::new(schedule.dropout, ChaCha8Rng::seed_from_u64(rng.next_u64()));
     let products = products(schedule.precision, spec, device);
     let (rows, y) = (Rows::on(device, train), target_matrix(targets, device));
@@ -179,30 +269,60 @@ fn attempt(
     let steps = train.rows.div_ceil(schedule.batch_size.min((train.rows / schedule.min_steps).max(16)));
     let mut order = Order::new(train.rows);
 
-    let (mut best, mut best_gain) = (start, f64::NEG_INFINITY);
-    let (mut rate, mut drops, mut halvings) = (schedule.learning_rate, 0, 0);
-    let (mut epochs, mut notes): (Vec<EpochFacts>, Vec<String>) = (Vec::new(), Vec::new());
-    for epoch in 1..=schedule.epochs {
+    let mut at = Progress {
+        training: format!("{spec:?} {schedule:?} seed {seed}, {} rows on {}", train.rows, device::name(device)),
+        epochs_done: 0,
+        rate: schedule.learning_rate,
+        drops: 0,
+        halvings: 0,
+        best_gain: None,
+        epochs: Vec::new(),
+        notes: Vec::new(),
+    };
+    let mut best = first;
+    if let Some(checkpoint) = start.interrupted(&at.training) {
+        let Checkpoint { at: At { progress, steps, dropout: state }, arrays } = checkpoint;
+        live.take_up(steps, &arrays);
+        dropout.take_up(&state, &tensor(&arrays[POOL], device));
+        best = best.into_keys().map(|name| (name.clone(), arrays[&format!("{BEST}{name}")].clone())).collect();
+        // The generator and the order stand where as many epochs leave them.
+        (0..progress.epochs_done).for_each(|_| order.shuffle(&mut rng, device));
+        tracing::info!(epochs = progress.epochs_done, "an interrupted training goes on");
+        at = progress;
+    }
+    let resumed = at.epochs_done;
+    let rate_at = |epochs_done: usize, step: usize, rate: f64| {
+        schedule.rates.at(rate, (epochs_done * steps + step) as f64 / (schedule.epochs * steps) as f64)
+    };
+    for epoch in resumed + 1..=schedule.epochs {
+        at.epochs_done = epoch - 1;
+        if at.epochs_done > resumed {
+            start.checkpoint(&at, &best, &live, &dropout)?;
+        }
         order.shuffle(&mut rng, device);
         for step in 0..steps {
             let range = part(train.rows, steps, step);
             let (ids, floats) = rows.chosen(&order, range.clone());
             let y = y.index_select(0, &order.chosen(range));
+            let rate = rate_at(epoch - 1, step, at.rate);
             let paces = (Pace { rate, l2: schedule.weight_decay }, Pace { rate, l2: schedule.embedding_l2 });
             live.step(spec, &ids, &floats, &y, products, &mut dropout, paces);
         }
+        live.swap_average();
         let of = |rows: &Encoded, targets: &Targets| {
             let scores: Vec<f64> = live.forward(spec, rows, device).iter().step_by(spec.heads).map(|x| sigmoid(f64::from(*x))).collect();
             (metrics::logloss(&targets.positive, &scores), metrics::auc(&targets.positive, &scores))
         };
         let ((train_logloss, train_auc), (valid_logloss, valid_auc)) = (of(&curve, &curve_targets), of(valid, valid_targets));
         let (Some(train_logloss), Some(valid_logloss)) = (train_logloss, valid_logloss) else {
-            halvings += 1;
-            if halvings > HALVINGS {
-                return Err(diverged(rate));
+            at.halvings += 1;
+            if at.halvings > HALVINGS {
+                return Err(diverged(at.rate));
             }
-            rate /= 2.0;
-            notes.push(format!("epoch {epoch} gave no finite loss: back to the best weights, at the learning rate {rate:e}"));
+            at.rate /= 2.0;
+            let note = format!("epoch {epoch} gave no finite loss: back to the best weights, at the learning rate {:e}", at.rate);
+            tracing::warn!("{note}");
+            at.notes.push(note);
             live.reset(&best);
             continue;
         };
@@ -210,26 +330,30 @@ fn attempt(
             (Monitor::Auc, Some(auc)) => auc,
             _ => -valid_logloss,
         };
-        let kept = gain > best_gain + GAIN;
-        epochs.push(EpochFacts { epoch, learning_rate: rate, train_logloss, valid_logloss, train_auc, valid_auc, kept });
-        tracing::info!(epoch, learning_rate = rate, train_logloss, valid_logloss, valid_auc, kept, "epoch");
+        let kept = at.best_gain.is_none_or(|best| gain > best + GAIN);
+        let learning_rate = rate_at(epoch - 1, steps - 1, at.rate);
+        at.epochs.push(EpochFacts { epoch, learning_rate, train_logloss, valid_logloss, train_auc, valid_auc, kept });
+        tracing::info!(epoch, learning_rate, train_logloss, valid_logloss, valid_auc, kept, "epoch");
         if kept {
-            (best, best_gain, drops) = (live.weights(), gain, 0);
+            (best, at.best_gain, at.drops) = (live.weights(), Some(gain), 0);
+        }
+        live.swap_average();
+        if kept || schedule.rates == RateSchedule::Cosine {
             continue;
         }
-        drops += 1;
-        if drops > schedule.patience {
+        at.drops += 1;
+        if at.drops > schedule.patience {
             break;
         }
-        rate *= schedule.rate_drop;
+        at.rate *= schedule.rate_drop;
         if schedule.go_back {
             live.reset(&best);
         }
     }
-    if best_gain == f64::NEG_INFINITY {
-        return Err(diverged(rate));
+    if at.best_gain.is_none() {
+        return Err(diverged(at.rate));
     }
-    Ok(Trained { weights: best, epochs, notes })
+    Ok(Trained { weights: best, epochs: at.epochs, notes: at.notes })
 }
 
 fn diverged(rate: f64) -> Error {
@@ -266,6 +390,33 @@ struct Live {
     trained: Vec<String>,
     adam: Adam,
     table: Option<Table>,
+    average: Option<Average>,
+}
+
+/// An exponential moving average of the trained weights: steadier than the last step's where the loss is noisy. Running means and
+/// variances are averages already and stay as they are.
+struct Average {
+    decay: f64,
+    steps: i32,
+    flat: Tensor,
+    table: Option<Tensor>,
+}
+
+impl Average {
+    fn of(flat: &Tensor, table: Option<&Table>, decay: f64) -> Self {
+        Self { decay, steps: 0, flat: flat.copy(), table: table.map(Table::values) }
+    }
+
+    fn follow(&mut self, flat: &Tensor, table: Option<&Table>) {
+        self.steps += 1;
+        let steps = f64::from(self.steps);
+        // A young average would hold on to where it started.
+        let share = 1.0 - self.decay.min((1.0 + steps) / (10.0 + steps));
+        let _ = self.flat.lerp_(flat, share);
+        if let (Some(average), Some(table)) = (&mut self.table, table) {
+            let _ = average.lerp_(&table.values(), share);
+        }
+    }
 }
 
 impl Live {
@@ -285,7 +436,24 @@ impl Live {
             tensors.insert(name.clone(), tensor(weight, device));
         }
         let table = weights.get(TABLE).map(|weight| Table::on(device, &spec.fields, weight, threads));
-        Self { tensors, adam: Adam::new(&flat), flat, trained, table }
+        Self { tensors, adam: Adam::new(&flat), flat, trained, table, average: None }
+    }
+
+    fn average_over(&mut self, decay: f64) {
+        self.average = Some(Average::of(&self.flat, self.table.as_ref(), decay));
+    }
+
+    /// Exchanges the weights and their average; done twice, all is as before.
+    fn swap_average(&mut self) {
+        let Some(average) = &mut self.average else { return };
+        let flat = self.flat.copy();
+        tch::no_grad(|| self.flat.copy_(&average.flat));
+        average.flat = flat;
+        if let (Some(of_table), Some(table)) = (&mut average.table, &mut self.table) {
+            let values = table.values();
+            table.set_values(of_table);
+            *of_table = values;
+        }
     }
 
     fn step(
@@ -311,6 +479,9 @@ impl Live {
             }
             let gradients: Vec<Tensor> = gradients.iter().map(|gradient| gradient.flatten(0, -1)).collect();
             self.adam.step(&mut self.flat, Tensor::cat(&gradients, 0), dense);
+            if let Some(average) = &mut self.average {
+                average.follow(&self.flat, self.table.as_ref());
+            }
         });
     }
 
@@ -337,6 +508,43 @@ impl Live {
         tensors.chain(self.table.iter().map(|table| (TABLE.to_owned(), table.weight()))).collect()
     }
 
+    /// All that training changes: steps and arrays.
+    fn state(&self) -> (Steps, Weights) {
+        let mut arrays = self.weights();
+        let mut steps = Steps { dense: self.adam.steps, ..Steps::default() };
+        let mut keep = |names: [&str; 2], tensors: [Option<&Tensor>; 2]| {
+            let known = names.into_iter().zip(tensors).filter_map(|(name, tensor)| Some((name.to_owned(), weight(tensor?))));
+            arrays.extend(known);
+        };
+        keep(DENSE, [Some(&self.adam.first), Some(&self.adam.second)]);
+        if let Some(table) = &self.table {
+            let (first, second, of_table) = table.moments();
+            keep(OF_TABLE, [Some(&first), Some(&second)]);
+            steps.table = of_table;
+        }
+        if let Some(average) = &self.average {
+            keep(AVERAGE, [Some(&average.flat), average.table.as_ref()]);
+            steps.average = average.steps;
+        }
+        (steps, arrays)
+    }
+
+    /// Goes on from such a state.
+    fn take_up(&mut self, steps: Steps, arrays: &Weights) {
+        self.reset(arrays);
+        let device = self.flat.device();
+        let of = |names: [&str; 2]| names.map(|name| arrays.get(name).map(|weight| tensor(weight, device)));
+        if let [Some(first), Some(second)] = of(DENSE) {
+            self.adam = Adam { first, second, steps: steps.dense };
+        }
+        if let (Some(table), [Some(first), Some(second)]) = (&mut self.table, of(OF_TABLE)) {
+            table.set_moments(&first, &second, steps.table);
+        }
+        if let (Some(average), [Some(flat), table]) = (&mut self.average, of(AVERAGE)) {
+            *average = Average { decay: average.decay, steps: steps.average, flat, table };
+        }
+    }
+
     /// Takes other weights and starts the optimisers anew.
     fn reset(&mut self, weights: &Weights) {
         tch::no_grad(|| {
@@ -348,13 +556,25 @@ impl Live {
             table.reset(&weights[TABLE]);
         }
         self.adam.forget();
+        if let Some(decay) = self.average.as_ref().map(|average| average.decay) {
+            self.average_over(decay);
+        }
     }
 }
 
-/// Logits of every row, [rows, heads] row-major.
+/// Logits of every row, [rows, heads] row-major. Where a GPU fails, by the CPU.
 pub(super) fn predict(spec: &Spec, weights: &Weights, rows: &Encoded, device: &str, threads: usize) -> Vec<f32> {
-    let device = device::take_or_cpu(device, threads);
-    Live::new(spec, weights, device, threads).forward(spec, rows, device)
+    let score = |name: &str| {
+        let device = device::take_or_cpu(name, threads);
+        Live::new(spec, weights, device, threads).forward(spec, rows, device)
+    };
+    catch_unwind(AssertUnwindSafe(|| score(device))).unwrap_or_else(|panic| match gpu_failure(&*panic) {
+        Some(why) => {
+            tracing::warn!("{}: scored on the CPU", why.text());
+            score("cpu")
+        }
+        None => resume_unwind(panic),
+    })
 }
 
 /// A click's log-loss, plus that of click-and-conversion over all rows where it is known: ESMM (arXiv 1804.07931).
@@ -423,4 +643,87 @@ pub(super) fn weight(tensor: &Tensor) -> Weight {
     let mut data = vec![0.0; host.numel()];
     host.copy_data(&mut data, host.numel());
     Weight { shape: host.size().iter().map(|size| *size as usize).collect(), data }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::RefCell;
+
+    fn schedule() -> Schedule {
+        Schedule {
+            epochs: 1,
+            patience: 0,
+            batch_size: 512,
+            min_steps: 1,
+            learning_rate: 0.1,
+            rates: RateSchedule::Plateau,
+            rate_drop: 1.0,
+            go_back: false,
+            monitor: Monitor::Auc,
+            weight_decay: 0.0,
+            embedding_l2: 0.0,
+            dropout: 0.0,
+            ema: 0.0,
+            precision: Precision::Float32,
+            device: "auto".into(),
+            threads: 1,
+        }
+    }
+
+    /// What is tried, (batch, device), when every attempt on a GPU panics so; and the notes.
+    fn tried(panics: &str) -> (Vec<(usize, String)>, Vec<String>) {
+        let tried = RefCell::new(Vec::new());
+        let trained = with_less(&schedule(), |schedule| {
+            tried.borrow_mut().push((schedule.batch_size, schedule.device.clone()));
+            assert!(schedule.device == "cpu", "{panics}");
+            Ok(Trained { weights: Weights::new(), epochs: Vec::new(), notes: vec!["its own".into()] })
+        });
+        (tried.into_inner(), trained.expect("the CPU trains").notes)
+    }
+
+    #[test]
+    fn a_full_gpu_gets_smaller_batches_and_then_the_cpu_trains_as_wanted() {
+        let (tried, notes) = tried("CUDA out of memory. Tried to allocate 2.00 GiB");
+        let batches: Vec<usize> = tried.iter().map(|(batch, _)| *batch).collect();
+        assert_eq!(batches, [512, 256, 128, 64, 512]);
+        assert_eq!(tried[4].1, "cpu");
+        assert!(notes.len() == 5 && notes[0].contains("halved to 256") && notes[3].contains("CPU") && notes[4] == "its own", "{notes:?}");
+    }
+
+    #[test]
+    fn the_average_follows_the_weights_and_swaps_with_them() {
+        let spec = Spec::article(3, 1);
+        let weights = spec.start(&[0.0], &[], &mut ChaCha8Rng::seed_from_u64(1));
+        let mut live = Live::new(&spec, &weights, Device::Cpu, 1);
+        live.average_over(0.9);
+        let at = |live: &Live| live.flat.double_value(&[0]);
+        let start = at(&live);
+        live.flat += 1.0;
+        if let Some(average) = &mut live.average {
+            average.follow(&live.flat, None);
+        }
+        live.swap_average();
+        // After one step the decay is (1 + 1) / (10 + 1).
+        assert!((at(&live) - start - 9.0 / 11.0).abs() < 1e-6, "{} {start}", at(&live));
+        assert_ne!(live.weights(), weights, "what is kept is the average");
+        live.swap_average();
+        assert!((at(&live) - start - 1.0).abs() < 1e-6, "training goes on from the weights");
+        live.reset(&weights);
+        live.swap_average();
+        assert_eq!(at(&live), start, "and from other weights with a new average");
+    }
+
+    #[test]
+    fn a_gpu_that_fails_otherwise_is_left_at_once() {
+        let (tried, notes) = tried("CUDA error: an illegal memory access was encountered");
+        assert_eq!(tried, [(512, "auto".to_owned()), (512, "cpu".to_owned())]);
+        assert!(notes[0].contains("the GPU failed"), "{notes:?}");
+    }
+
+    #[test]
+    #[should_panic(expected = "a bug of ours")]
+    fn any_other_panic_goes_on() {
+        tried("a bug of ours");
+    }
 }

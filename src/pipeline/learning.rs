@@ -4,10 +4,10 @@ use crate::dataset::DatasetFacts;
 use crate::error::{Context, Kind, Result};
 use crate::gate::{self, Contest, Verdict};
 use crate::ingest::Staged;
-use crate::model::{Artifact, Interest, InterestExamples, Response, interest, response};
+use crate::model::{Artifact, Checkpoints, Interest, InterestExamples, Response, interest, response};
 use crate::platform::run::{Done, Run, Step};
 use crate::platform::storage::Store;
-use crate::publish::Commit;
+use crate::publish::{self, Commit};
 use crate::spec::Spec;
 use crate::statistics::metrics::{self, Bin};
 use crate::types::{column, optional_column};
@@ -15,6 +15,7 @@ use arrow::array::{BooleanArray, RecordBatch, StringArray};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use tokio::runtime::Handle;
 use xxhash_rust::xxh3::xxh3_64;
 
 /// What training found, as the report shows it.
@@ -37,6 +38,8 @@ pub struct Learned {
 const NETWORK: &str = "network";
 const BASELINE: &str = "baseline";
 const INTEREST: &str = "interest";
+/// What a night that is stopped in training goes on from; gone when the network is written.
+const CHECKPOINT: &str = "checkpoint.safetensors";
 
 /// Trains the network, the baseline and, where there are events, the interest model; or loads what an earlier run trained.
 pub async fn learn(
@@ -46,8 +49,13 @@ pub async fn learn(
     examples: &Done<DatasetFacts>,
     interest_examples: Option<&Done<DatasetFacts>>,
 ) -> Result<Learned> {
+    let earlier =
+        if spec.model.warm_start { publish::previous(&run.output, run.date).await?.and_then(|commit| commit.model) } else { None };
+    // Whichever model serves, the network that was trained with it.
+    let earlier = earlier.map(|folder| format!("{}/{NETWORK}", folder.rsplit_once('/').map_or(folder.as_str(), |(night, _)| night)));
     let inputs = json!({
         "model": spec.model,
+        "earlier": earlier,
         "interest": spec.interest,
         "seed": run.job.seed,
         "examples": examples.key,
@@ -57,9 +65,24 @@ pub async fn learn(
     let done = run
         .step(&format!("model/dt={}", run.date), &inputs, async |step: &Step| {
             let (train, valid) = (examples.store.read_parquet("train.parquet").await?, examples.store.read_parquet("valid.parquet").await?);
-            let models = response::train(&spec.model, &train, &valid, run.job.seed)?;
+            let mut missed = Vec::new();
+            let earlier = match &earlier {
+                Some(folder) => load(run, folder, "warm start", &mut missed).await?,
+                None => None,
+            };
+            // Training blocks this thread, so that the store is waited for within it.
+            let save = |bytes| {
+                let kept = step.store().put(CHECKPOINT, bytes);
+                tokio::task::block_in_place(|| Handle::current().block_on(kept)).map(drop)
+            };
+            let checkpoints = Checkpoints { saved: step.store().get_optional(CHECKPOINT).await?, save: &save };
+            let mut models = response::train_from(earlier.as_ref(), Some(&checkpoints), &spec.model, &train, &valid, run.job.seed)?;
+            models.facts.notes.extend(missed);
             drop((train, valid));
             put(step, NETWORK, &models.network.to_artifact()?).await?;
+            if !step.store().list(CHECKPOINT).await?.is_empty() {
+                step.store().delete(CHECKPOINT).await?;
+            }
             put(step, BASELINE, &models.baseline.to_artifact()?).await?;
             let mut facts = ModelFacts { response: serde_json::to_value(&models.facts)?, interest: None };
             if let Some(done) = interest_examples {
@@ -111,14 +134,20 @@ async fn artifact(store: &Store, name: &str) -> Result<Artifact> {
 /// The model that serves now, when there is one and it can still be loaded.
 pub async fn champion(run: &Run, previous: Option<&Commit>, skipped: &mut Vec<String>) -> Result<Option<Champion>> {
     let Some(folder) = previous.and_then(|commit| commit.model.clone()) else { return Ok(None) };
-    let (parent, name) = folder.rsplit_once('/').unwrap_or(("", &folder));
+    let response = load(run, &folder, "champion", skipped).await?;
+    Ok(response.map(|response| Champion { folder, response }))
+}
+
+/// An earlier night's model, when it can still be loaded; else `missed` says for what it is missing and why.
+async fn load(run: &Run, folder: &str, purpose: &str, missed: &mut Vec<String>) -> Result<Option<Response>> {
+    let (parent, name) = folder.rsplit_once('/').unwrap_or(("", folder));
     let loaded = artifact(&run.output.child(parent), name).await.and_then(|artifact| Response::from_artifact(&artifact));
     match loaded {
-        Ok(response) => Ok(Some(Champion { folder, response })),
+        Ok(response) => Ok(Some(response)),
         Err(error) if error.kind == Kind::Transient => Err(error),
         Err(error) => {
-            tracing::warn!(%error, "the serving model cannot be loaded: there is no champion tonight");
-            skipped.push(format!("champion: {error}"));
+            tracing::warn!(purpose, %error, "an earlier model cannot be loaded");
+            missed.push(format!("{purpose}: {error}"));
             Ok(None)
         }
     }

@@ -6,8 +6,10 @@
 mod table;
 
 use crate::error::{Context, Error, Result};
-use crate::model::response::Examples;
-use crate::model::{Architecture, Artifact, EpochFacts, FeatureSettings, ModelSettings, Monitor, Precision, Response, device_name};
+use crate::model::response::{Compression, Examples};
+use crate::model::{
+    Architecture, Artifact, EpochFacts, FeatureSettings, ModelSettings, Monitor, Precision, RateSchedule, Response, Storage, device_name,
+};
 use crate::platform::job::parse_toml;
 use crate::platform::run::{Watch, peak_memory_mib};
 use crate::platform::storage::Store;
@@ -41,6 +43,8 @@ pub struct Model {
     pub embedding_dim: usize,
     pub hidden: Vec<usize>,
     pub dropout: f64,
+    /// Decay of the average of the weights that is kept in their place; 0: none.
+    pub ema: f64,
     pub attention: bool,
     /// A value in fewer training rows counts as unknown.
     pub min_count: u64,
@@ -53,12 +57,15 @@ pub struct Model {
     pub batch_size: usize,
     pub min_steps: usize,
     pub learning_rate: f64,
+    pub schedule: RateSchedule,
     pub rate_drop: f64,
     pub go_back: bool,
     /// Of several, that which validates best with the first seed is taken for all seeds.
     pub embedding_l2: Strengths,
     pub weight_decay: f64,
     pub precision: Precision,
+    /// How the artefact keeps the embedding table.
+    pub embeddings: Storage,
     pub device: String,
     pub threads: usize,
     pub baseline_l2: Vec<f64>,
@@ -71,6 +78,7 @@ impl Default for Model {
             embedding_dim: 10,
             hidden: vec![400, 400],
             dropout: 0.1,
+            ema: 0.0,
             attention: false,
             min_count: 1,
             max_vocabulary: 10_000_000,
@@ -81,11 +89,13 @@ impl Default for Model {
             batch_size: 4096,
             min_steps: 40,
             learning_rate: 1e-3,
+            schedule: RateSchedule::Plateau,
             rate_drop: 0.1,
             go_back: false,
             embedding_l2: Strengths::Many(vec![1e-3, 1e-2, 1e-1]),
             weight_decay: 0.0,
             precision: Precision::Auto,
+            embeddings: Storage::Float32,
             device: "auto".into(),
             threads: 2,
             baseline_l2: vec![1.0, 10.0, 100.0],
@@ -118,15 +128,19 @@ impl TrainSpec {
             batch_size: model.batch_size,
             min_steps: model.min_steps,
             learning_rate: model.learning_rate,
+            schedule: model.schedule,
             rate_drop: model.rate_drop,
             go_back: model.go_back,
             weight_decay: model.weight_decay,
             embedding_l2,
             dropout: model.dropout,
+            ema: model.ema,
             embedding_dim: model.embedding_dim,
             hidden: model.hidden,
             attention: model.attention,
+            warm_start: false,
             precision: model.precision,
+            embeddings: model.embeddings,
             device: model.device,
             threads: model.threads,
             baseline_l2: model.baseline_l2,
@@ -196,6 +210,8 @@ pub struct SeedFacts {
     pub chosen_epoch: Option<usize>,
     /// Training rows times epochs over the whole time of training, validation included.
     pub samples_per_second: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub compression: Option<Compression>,
     pub curve: Vec<EpochFacts>,
 }
 
@@ -358,6 +374,7 @@ fn learn(examples: &Examples, seed: u64) -> Result<Learned> {
         epochs: learned.epochs.len(),
         chosen_epoch: learned.epochs.iter().rev().find(|epoch| epoch.kept).map(|epoch| epoch.epoch),
         samples_per_second: (examples.rows() * learned.epochs.len()) as f64 / watch.seconds().max(1e-9),
+        compression: learned.compression,
         curve: learned.epochs,
     };
     Ok(Learned { network: learned.network, facts, notes: learned.notes })

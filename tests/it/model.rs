@@ -4,14 +4,15 @@ use arrow::array::{
     Array, ArrayRef, BooleanArray, Date32Array, Float64Array, Int64Array, ListArray, ListBuilder, RecordBatch, StringArray, StringBuilder,
 };
 use bytes::Bytes;
-use nightmarket::error::Kind;
+use nightmarket::error::{Error, Kind};
 use nightmarket::model::{
-    Architecture, Artifact, FeatureSettings, Interest, InterestExamples, InterestSettings, ModelSettings, Response, ResponseModels,
-    interest, response,
+    Architecture, Artifact, Checkpoints, FeatureSettings, Interest, InterestExamples, InterestSettings, ModelSettings, Response,
+    ResponseModels, Storage, interest, response,
 };
 use nightmarket::statistics::metrics;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -201,6 +202,108 @@ fn a_network_that_cannot_be_trained_is_replaced_by_the_baseline() {
 }
 
 #[test]
+fn an_interrupted_training_goes_on_to_the_same_bytes() {
+    let settings = ModelSettings { epochs: 5, patience: 5, ema: 0.9, ..settings() };
+    let (train, valid) = (impressions(1200, 1), impressions(400, 2));
+    let run = |saved: Option<Bytes>, stop_after: usize| {
+        let kept = RefCell::new(Vec::new());
+        let save = |bytes: Bytes| {
+            kept.borrow_mut().push(bytes);
+            if kept.borrow().len() == stop_after { Err(Error::new(Kind::Transient, "stopped")) } else { Ok(()) }
+        };
+        let checkpoints = Checkpoints { saved, save: &save };
+        let models = response::train_from(None, Some(&checkpoints), &settings, &train, &valid, 7);
+        (models, kept.into_inner())
+    };
+    let bytes = |models: &ResponseModels| {
+        let files = models.network.to_artifact().and_then(|artifact| artifact.to_files()).expect("files");
+        (files, serde_json::to_string(&models.facts).expect("JSON"))
+    };
+    let whole = response::train(&settings, &train, &valid, 7).expect("it trains");
+    let (stopped, kept) = run(None, 2);
+    assert_eq!(stopped.expect_err("it was stopped").kind, Kind::Transient);
+    let (resumed, later) = run(kept.last().cloned(), 99);
+    assert!(bytes(&resumed.expect("it goes on")) == bytes(&whole));
+    assert_eq!((kept.len(), later.len()), (2, 2), "after each epoch but the last, and none is done twice");
+
+    // A checkpoint that is broken, or of another training, is of no use.
+    let (anew, all) = run(Some(Bytes::from_static(b"nonsense")), 99);
+    assert!(bytes(&anew.expect("it trains")) == bytes(&whole) && all.len() == 4);
+    let checkpoints = Checkpoints { saved: kept.last().cloned(), save: &|_| Ok(()) };
+    let other = response::train_from(None, Some(&checkpoints), &settings, &train, &valid, 8).expect("it trains");
+    assert!(bytes(&other) == bytes(&response::train(&settings, &train, &valid, 8).expect("it trains")));
+}
+
+/// Token -> its row of the embedding table.
+fn embedded(response: &Response, space: &str) -> BTreeMap<String, Vec<f32>> {
+    let artifact = response.to_artifact().expect("an artefact");
+    let model: serde_json::Value = serde_json::from_str(&artifact.model).expect("JSON");
+    let space = &model["map"]["spaces"][space];
+    let first = space["offset"].as_u64().expect("a number") as usize + 2;
+    let table = &artifact.weights["embedding"];
+    let row = |row: usize| table.data[row * table.shape[1]..][..table.shape[1]].to_vec();
+    let tokens = space["tokens"].as_array().expect("tokens").iter().map(|token| token.as_str().expect("text").to_owned());
+    tokens.zip(first..).map(|(token, at)| (token, row(at))).collect()
+}
+
+#[test]
+fn a_warm_start_keeps_the_rows_of_known_ids_and_starts_new_ones_as_ever() {
+    let settings = ModelSettings { epochs: 4, ..settings() };
+    let ads = |rows: &RecordBatch, from: usize| {
+        let ids = StringArray::from_iter_values((0..rows.num_rows()).map(|row| format!("a{}", from + row % 60)));
+        with(rows, "ad_id", Arc::new(ids))
+    };
+    let (train, valid) = (impressions(1200, 1), impressions(400, 2));
+    let last = response::train(&settings, &ads(&train, 0), &ads(&valid, 0), 7).expect("it trains").network;
+    // So slow that the weights stay where they start.
+    let still =
+        ModelSettings { epochs: 1, learning_rate: 1e-12, embedding_l2: 0.0, weight_decay: 0.0, warm_start: true, ..settings.clone() };
+    let tonight = |earlier| response::train_from(earlier, None, &still, &ads(&train, 30), &ads(&valid, 30), 7).expect("it trains");
+    let (warm, cold) = (tonight(Some(&last)), tonight(None));
+    let close = |a: &[f32], b: &[f32]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-6);
+    let [last_ads, warm_ads, cold_ads] = [&last, &warm.network, &cold.network].map(|network| embedded(network, "ad"));
+    assert!(close(&warm_ads["a40"], &last_ads["a40"]) && !close(&warm_ads["a40"], &cold_ads["a40"]), "a40 was known");
+    assert!(close(&warm_ads["a75"], &cold_ads["a75"]), "a75 is new");
+    let kept = warm.facts.warm_start.expect("it went on");
+    assert_eq!((kept.new_rows, cold.facts.warm_start), (30, None));
+
+    let bytes = |models: &ResponseModels| models.network.to_artifact().and_then(|artifact| artifact.to_files()).expect("files");
+    assert!(bytes(&warm) == bytes(&tonight(Some(&last))));
+    assert!(warm.facts.epochs[0].valid_auc > cold.facts.epochs[0].valid_auc, "what was learned is not lost");
+
+    let wider = ModelSettings { hidden: vec![48, 16], ..settings };
+    let other = response::train_from(Some(&last), None, &wider, &train, &valid, 7).expect("it trains");
+    assert!(other.facts.warm_start.is_none() && other.facts.notes.iter().any(|note| note.contains("no warm start")), "{:?}", other.facts);
+}
+
+#[test]
+fn embeddings_in_bfloat16_take_half_the_bytes_and_the_facts_tell_the_cost() {
+    let settings = ModelSettings { epochs: 2, ..settings() };
+    let train = |embeddings| {
+        let settings = ModelSettings { embeddings, ..settings.clone() };
+        response::train(&settings, &impressions(1500, 1), &impressions(800, 2), 7).expect("it trains")
+    };
+    let (whole, half) = (train(Storage::Float32), train(Storage::Bfloat16));
+    let files = |models: &ResponseModels| models.network.to_artifact().and_then(|artifact| artifact.to_files()).expect("files");
+    let size = |models: &ResponseModels| files(models)["weights.safetensors"].len();
+    assert_eq!(whole.facts.compression, None);
+    let facts = half.facts.compression.expect("the cost");
+    let rows = embedding_numbers(&whole.network);
+    assert_eq!(facts.bytes_before - facts.bytes, 2 * rows);
+    assert!(size(&whole) - size(&half) > 2 * rows - 64, "{} and {} bytes", size(&whole), size(&half));
+    assert!(facts.auc_change.expect("both classes").abs() < 0.005 && facts.logloss_change.expect("a loss").abs() < 0.005, "{facts:?}");
+
+    let loaded = Response::from_artifact(&Artifact::from_files(&files(&half)).expect("it reads what it wrote")).expect("a model");
+    assert_eq!(loaded, half.network);
+    assert_ne!(half.network, whole.network);
+}
+
+/// Numbers in the embedding table.
+fn embedding_numbers(response: &Response) -> usize {
+    response.to_artifact().expect("an artefact").weights["embedding"].data.len()
+}
+
+#[test]
 fn the_articles_network_trains() {
     let settings = ModelSettings { architecture: Architecture::Article, threads: 1, ..ModelSettings::default() };
     let models = response::train(&settings, &impressions(1500, 1), &impressions(1000, 2), 7).expect("it trains");
@@ -234,6 +337,9 @@ fn odd_tables_train_or_say_why_not() {
     let none = check(&|rows| with(rows, "clicked", flags(rows, Some(false))));
     assert!(none.facts.notes.iter().any(|note| note.contains("constant")), "{:?}", none.facts.notes);
     check(&|rows| with(rows, "clicked", flags(rows, Some(true))));
+    let quiet = with(&valid, "clicked", flags(&valid, Some(false)));
+    let models = response::train(&settings, &train, &quiet, 7).expect("a validation day without a click");
+    assert!(models.facts.chosen_epoch.is_some() && models.facts.network.metrics.auc.is_none(), "{:?}", models.facts.epochs);
     let unconverted = check(&|rows| with(rows, "converted", flags(rows, None)));
     assert_eq!(unconverted.network.score(&valid).expect("scores").p_conversion, None);
     check(&|rows| without(rows, "converted"));
@@ -492,6 +598,11 @@ fn odd_interest_tables_train_or_say_why_not() {
     let silent = |examples: &InterestExamples| InterestExamples { labels: examples.labels.slice(0, 0), ..examples.clone() };
     let (interest, facts) = interest::train(&settings, &silent(&train), &silent(&valid), 7).expect("it trains");
     assert!(!facts.notes.is_empty());
+    assert_eq!(interest.score(&valid.users, &valid.pairs).expect("scores").num_rows(), valid.pairs.num_rows());
+    // The loss overflows.
+    let wild = InterestSettings { learning_rate: 1e30, ..settings.clone() };
+    let (interest, facts) = interest::train(&wild, &train, &valid, 7).expect("no night is lost");
+    assert!(facts.notes.iter().any(|note| note.contains("base rate")), "{:?}", facts.notes);
     assert_eq!(interest.score(&valid.users, &valid.pairs).expect("scores").num_rows(), valid.pairs.num_rows());
     // The shop's categories are not known, and a new one comes.
     let unnamed = |examples: &InterestExamples| InterestExamples { categories: examples.categories.slice(0, 0), ..examples.clone() };

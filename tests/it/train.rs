@@ -115,6 +115,21 @@ fn every_architecture_learns_what_the_baseline_cannot() {
 }
 
 #[test]
+fn a_cosine_takes_every_epoch_down_to_nothing_and_an_average_of_the_weights_learns_too() {
+    let folder = three_files();
+    let once = |model: &str| run(&folder, &format!("{}{model}", on_files("")), 1).expect("it trains");
+    let auc = |facts: &TrainFacts| facts.network.mean["test"].auc.expect("both classes");
+    let cosine = once("schedule = \"cosine\"\n");
+    let rates: Vec<f64> = cosine.network.seeds[0].curve.iter().map(|epoch| epoch.learning_rate).collect();
+    assert!(rates.len() == 6 && rates.windows(2).all(|two| two[1] < two[0]) && rates[5] < 1e-3 * rates[0], "{rates:?}");
+    assert!(auc(&cosine) > 0.75, "AUC {}", auc(&cosine));
+    let (averaged, again) = (once("ema = 0.98\n"), once("ema = 0.98\n"));
+    assert!(auc(&averaged) > 0.75, "AUC {}", auc(&averaged));
+    assert_eq!(auc(&averaged), auc(&again));
+    assert_ne!(averaged.network.seeds[0].curve, once("").network.seeds[0].curve);
+}
+
+#[test]
 fn one_table_is_split_by_date_by_shares_of_time_or_by_hash() {
     let folder = folder(&[("all.csv", csv(3000, 4))]);
     let table = |split: &str| {
@@ -211,7 +226,7 @@ fn what_is_wrong_is_named() {
     assert!(error.kind == Kind::Usage && error.to_string().contains("cuda:N"), "{error}");
     let error = refused(&folder, &on_files("").replace("threads = 1", "threads = 1\ndevice = \"cuda:63\""));
     assert!(error.kind == Kind::Usage && error.next_action().contains("doctor"), "{error}");
-    for wrong in ["hidden = []", "hidden = [8, 0]", "rate_drop = 0.0", "embedding_l2 = -1", "baseline_l2 = []"] {
+    for wrong in ["hidden = []", "hidden = [8, 0]", "rate_drop = 0.0", "ema = 1.0", "embedding_l2 = -1", "baseline_l2 = []"] {
         let key = wrong.split(' ').next().expect("a key");
         let kept = MODEL.lines().filter(|line| !line.starts_with(key)).collect::<Vec<_>>().join("\n");
         let error = refused(&folder, &on_files("").replace(MODEL, &format!("{kept}\n{wrong}\n")));

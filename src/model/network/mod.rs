@@ -142,6 +142,12 @@ impl Spec {
         arrays.len() == weights.len() && arrays.iter().all(same)
     }
 
+    /// Whether the two are one network, but for the rows of the embedding table.
+    pub fn has_layers_of(&self, other: &Self) -> bool {
+        let fields = Fields { table_rows: other.fields.table_rows, ..self.fields.clone() };
+        Self { fields, ..self.clone() } == *other
+    }
+
     /// Whether attention must know which places of a sequence are filled.
     pub fn asks_what_is_known(&self) -> bool {
         !self.fields.attended.is_empty()
@@ -414,12 +420,34 @@ pub(crate) struct Dropout {
     used: usize,
 }
 
+/// How far a [`Dropout`] has come.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct DropoutState {
+    /// Of the generator.
+    word: u64,
+    used: usize,
+    bfloat16: bool,
+}
+
 const REUSE: usize = 16;
 const POOL: Range<usize> = 1 << 16..1 << 23;
 
 impl Dropout {
     pub fn new(rate: f64, rng: ChaCha8Rng) -> Self {
         Self { rate, rng, pool: Tensor::zeros([0], (Kind::Float, Device::Cpu)), used: 0 }
+    }
+
+    /// Where it is, and its pool.
+    pub fn state(&self) -> (DropoutState, &Tensor) {
+        let state = DropoutState { word: self.rng.get_word_pos() as u64, used: self.used, bfloat16: self.pool.kind() == Kind::BFloat16 };
+        (state, &self.pool)
+    }
+
+    /// Goes on from such a state, with the same seed as then.
+    pub fn take_up(&mut self, state: &DropoutState, pool: &Tensor) {
+        self.rng.set_word_pos(u128::from(state.word));
+        self.used = state.used;
+        self.pool = pool.to_kind(if state.bfloat16 { Kind::BFloat16 } else { Kind::Float });
     }
 
     fn apply(&mut self, x: Tensor) -> Tensor {
