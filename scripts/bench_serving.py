@@ -10,6 +10,9 @@ proportional split (each segment's opportunities go to its ads in proportion to 
 cap forbids goes to the others, until nothing moves) and by a greedy plan (the pair of most value per cost first). Everybody is served
 by the plan; there is no explore arm and no holdout. The value of a day is what the world's truth says of its impressions: p(click) x
 p(conversion) x price of the item. An impression ends where its budget or cap ends, as at an ad server.
+
+The same shops tell whether the night's report can be believed: how many of its intervals (CTR of the day by arm, lift of champion over
+holdout, off-policy value of tonight's table) hold the true CTR of what was shown, and of the day that the table then served.
 """
 import argparse, collections, json, math, os, pathlib, re, shutil, statistics, subprocess, sys
 
@@ -147,6 +150,36 @@ def policy(folder, tables, market, plan):
     return target
 
 
+def true_ctr(shop, date):
+    """arm -> true p(click) of a shown impression on a day."""
+    truth = {row["impression_id"]: row["p_click"] for path in (shop / f"truth/impressions/dt={date}").glob("*.parquet") for row in rows(path)}
+    arms = {row["impression_id"]: row["arm"] for path in (shop / f"ad_impressions/dt={date}").glob("*.parquet") for row in rows(path)}
+    sums = collections.defaultdict(list)
+    for number, arm in arms.items():
+        if number in truth:
+            sums[arm].append(truth[number])
+    return {arm: statistics.mean(p) for arm, p in sums.items()}
+
+
+def held(report, today, tomorrow):
+    """name of an interval of the report -> whether it holds the truth; without those that the report does not give."""
+    found = {}
+
+    def look(name, interval, truth):
+        if interval and truth is not None:
+            found[name] = interval["low"] <= truth <= interval["high"]
+
+    for arm in report["evaluate"]["arms"]:
+        look(f"CTR of {arm['arm']}", arm["ctr"]["interval"], today.get(arm["arm"]))
+    for lift in report["evaluate"]["lift"]:
+        if lift["metric"] == "ctr" and {lift["treatment"], lift["control"]} <= set(today):
+            look(f"lift of {lift['treatment']} over {lift['control']}", lift["absolute"]["interval"], today[lift["treatment"]] - today[lift["control"]])
+    if report["off_policy"] and report["off_policy"]["verdict"]["kind"] == "identified":
+        for estimate in report["off_policy"]["estimates"]:
+            look(f"tonight's table by {estimate['estimator']}", estimate["interval"], tomorrow["champion"])
+    return found
+
+
 def served(folder, market, shop):
     """(true value, spend) of the day in a copy of the shop; no budget and no cap may be exceeded."""
     # Some records are malformed: an item without a price counts for no plan.
@@ -173,14 +206,15 @@ def served(folder, market, shop):
 
 
 def one(program, folder, users, seed):
-    """plan -> (value, spend) of one seed."""
+    """plan -> (value, spend) of one seed, and "intervals": which of the night's hold the truth."""
     done = folder / "result.json"
     if done.exists():
         return json.loads(done.read_text())
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     call(program, "generate", "--out", folder / "raw", "--users", users, "--days", 28, "--seed", seed, "--until", DATE)
-    call(program, "run", job(folder, "job.toml"), "--date", DATE, "--until", "publish")
+    call(program, "run", job(folder, "job.toml"), "--date", DATE)
+    report = json.loads((folder / f"out/reports/dt={DATE}/report.json").read_text())
     tables = folder / "out" / json.loads(call(program, "history", folder / "job.toml", "--output", "json"))[-1]["tables"]
     market = Market(folder, tables)
     everybody = job(folder, "everybody.toml", "\n[targeting.shares]\nchampion = 1.0\nexplore = 0.0\nholdout = 0.0\n")
@@ -190,7 +224,10 @@ def one(program, folder, users, seed):
         shutil.copytree(folder / "raw", shop, copy_function=os.link)
         call(program, "generate", "--continue", shop, "--date", NEXT, "--policy", policy(folder, tables, market, plan), "--job", everybody)
         found[plan] = served(folder, market, shop)
+        if plan == "nightmarket":
+            intervals = held(report, true_ctr(folder / "raw", DATE), true_ctr(shop, NEXT))
         shutil.rmtree(shop)
+    found["intervals"] = intervals
     done.write_text(json.dumps(found))
     for heavy in ["raw", "out"]:
         shutil.rmtree(folder / heavy)
@@ -219,7 +256,7 @@ def main():
     found = []
     for seed in range(1, asked.seeds + 1):
         found.append(one(asked.program, target.resolve() / f"bench/serving/{asked.users}/{seed}", asked.users, seed))
-        print(f"seed {seed}: " + ", ".join(f"{plan} {value:.0f} for {spend:.0f}" for plan, (value, spend) in found[-1].items()), file=sys.stderr, flush=True)
+        print(f"seed {seed}: " + ", ".join(f"{plan} {value:.0f} for {spend:.0f}" for plan, (value, spend) in found[-1].items() if plan in PLANS), file=sys.stderr, flush=True)
     print(f"{asked.seeds} shops of {asked.users} users: conversion value of the day by the truth, means over the seeds")
     print("| plan | value | spend | value per spend | the night's plan beside it, value [95 %] | value per spend [95 %] |\n|---|---|---|---|---|---|")
     for plan in PLANS:
@@ -231,6 +268,10 @@ def main():
             mean, low, high = interval(numbers)
             cells.append("" if plan == "nightmarket" else f"{mean:+.1%}" + (f" [{low:+.1%}, {high:+.1%}]" if low is not None else ""))
         print(f"| {plan} | {value:.0f} | {spend:.0f} | {value / spend:.2f} | {cells[0]} | {cells[1]} |")
+    print("\n| interval of the report | nights that give it | hold the truth |\n|---|---|---|")
+    for name in sorted({name for one in found for name in one["intervals"]}):
+        yes = [one["intervals"][name] for one in found if name in one["intervals"]]
+        print(f"| {name} | {len(yes)} | {sum(yes)} |")
 
 
 if __name__ == "__main__":
