@@ -1,7 +1,7 @@
 //! `nightmarket publish`, `lookup`, `forget` and `gc`: what was published, into serving stores, to support people, and out again.
 
 use super::{JobDate, Output, Place, open, output_store, print};
-use crate::deliver::{self, Question, Release};
+use crate::deliver::{self, Dialect, Question, Release};
 use crate::error::{Error, Result};
 use crate::ingest;
 use crate::platform::catalog::IdDomain;
@@ -10,15 +10,18 @@ use crate::platform::server::Server;
 use crate::publish::{self, Privacy};
 use crate::spec::Spec;
 use crate::targeting::arms::{Assignment, arm_of};
-use clap::Args;
+use clap::{Args, Subcommand};
 use std::collections::HashSet;
 use std::path::PathBuf;
 
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct Publish {
+    #[command(subcommand)]
+    instead: Option<Instead>,
     /// The job's spec.
-    #[arg(env = "NIGHTMARKET_JOB")]
-    job: PathBuf,
+    #[arg(env = "NIGHTMARKET_JOB", required = true)]
+    job: Option<PathBuf>,
     /// `redis://host:port`, `postgres://host/database` or `mysql://host/database` instead of the spec's [deliver] to. User and password
     /// come from NIGHTMARKET_STORE_USER and NIGHTMARKET_STORE_PASSWORD.
     #[arg(long, env = "NIGHTMARKET_DELIVER_TO", value_name = "URL")]
@@ -31,6 +34,21 @@ pub struct Publish {
     dry_run: bool,
     #[command(flatten)]
     place: Place,
+}
+
+#[derive(Debug, Subcommand)]
+enum Instead {
+    /// A script that makes the table that serves known to DuckDB, Trino or Spark, with a query to begin with; nothing is loaded.
+    Ddl {
+        /// The job's spec.
+        #[arg(env = "NIGHTMARKET_JOB")]
+        job: PathBuf,
+        /// Whose words.
+        #[arg(long = "for", value_enum, default_value_t = Dialect::Duckdb, env = "NIGHTMARKET_DDL_FOR")]
+        dialect: Dialect,
+        #[command(flatten)]
+        place: Place,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -86,7 +104,14 @@ pub struct Gc {
 }
 
 pub async fn publish(what: Publish, output: Output) -> Result<()> {
-    let spec = Spec::read(&what.job)?;
+    let job = match (what.instead, what.job) {
+        (Some(Instead::Ddl { job, dialect, place }), _) => {
+            let script = deliver::ddl(&output_store(&Spec::read(&job)?, &place)?, dialect).await?;
+            return print(output, &script, || script.trim_end().to_owned());
+        }
+        (None, job) => job.ok_or_else(|| Error::usage("no job is named"))?,
+    };
+    let spec = Spec::read(&job)?;
     let to = what.to.as_ref().or(spec.deliver.to.as_ref());
     let to = to.ok_or_else(|| Error::usage("no serving store is named").action("give --to, or [deliver] to in the job"))?;
     let server = Server::read(to)?;

@@ -5,6 +5,7 @@
 //! load. So a reader sees the old table or the new one, whole, and two loaders cannot both win.
 
 mod answer;
+mod ddl;
 mod release;
 mod sql;
 mod valkey;
@@ -15,6 +16,7 @@ use crate::platform::storage::Store;
 use crate::publish::{Commit, history};
 pub use answer::{Answer, Question, ask_release, ask_store};
 use async_trait::async_trait;
+pub use ddl::{Dialect, ddl};
 pub use release::{Ad, Release, User};
 use serde::{Deserialize, Serialize};
 

@@ -3,9 +3,11 @@
 use crate::servers::{self, Kind, Running};
 use crate::shop::{DATE, NEXT, SECRET, Shop, block_on};
 use async_trait::async_trait;
-use nightmarket::deliver::{self, Ad, Delivered, Question, Release, Settings, Shelf, State, User};
+use nightmarket::deliver::{self, Ad, Delivered, Dialect, Question, Release, Settings, Shelf, State, User};
 use nightmarket::error::{self, Result};
+use nightmarket::platform::engine;
 use nightmarket::platform::server::Server;
+use nightmarket::platform::table;
 use nightmarket::targeting::arms::Arm;
 use redis::AsyncCommands;
 use sqlx::{Connection, Row};
@@ -371,4 +373,37 @@ fn the_night_loads_after_its_commit_and_a_dead_store_costs_no_table() {
 
     let (code, said, log) = command(&["publish", "--to", "redis://somebody:a-secret-word@127.0.0.1:1/"]);
     assert!(code == Some(2) && !format!("{said}{log}").contains("a-secret-word"), "a password in a URL is refused and not repeated: {log}");
+}
+
+#[test]
+fn other_engines_are_told_where_the_serving_tables_are() {
+    let shop = Shop::served();
+    let store = shop.run(DATE).output;
+    let script = |dialect| block_on(deliver::ddl(&store, dialect)).expect("a script");
+    let (duckdb, trino, spark) = (script(Dialect::Duckdb), script(Dialect::Trino), script(Dialect::Spark));
+    let commit = shop.history().pop().expect("a table serves");
+    let folder = store.locate(&commit.tables).to_file_path().expect("a local folder");
+    for name in ["segments", "user_segments", "segment_ads", "shadow_ads"] {
+        let file = folder.join(format!("{name}.parquet"));
+        assert!(file.exists(), "{}", file.display());
+        assert!(spark.contains(&format!("VIEW {name} USING parquet OPTIONS (path 'file://{}')", file.display())), "{spark}");
+        assert!(trino.contains(&format!("VIEW {name} AS SELECT ")) && trino.contains(&format!("LIKE '%/{name}.parquet'")), "{trino}");
+        assert!(duckdb.contains(&format!("getvariable('served') || '/{name}.parquet'")), "{duckdb}");
+    }
+    assert!(trino.contains(&format!("external_location = 'file://{}'", folder.display())), "{trino}");
+    assert!(trino.contains("propensity double") && trino.contains("run_date date") && trino.contains("valid_to timestamp(6)"), "{trino}");
+    let commits = folder.parent().and_then(|day| day.parent()?.parent()).expect("a root").join("_commits");
+    assert!(duckdb.contains(&format!("read_json('{}/*.json')", commits.display())) && commits.is_dir(), "{duckdb}");
+    // The query to begin with is the same for all, and this engine, too, reads it.
+    let query = |script: &str| script.split_once("\n\n").expect("a query").1.to_owned();
+    assert!(query(&duckdb) == query(&trino) && query(&duckdb) == query(&spark));
+    let rows = block_on(async {
+        let context = engine::session(&engine::Settings::default()).expect("an engine");
+        for name in ["segments", "user_segments", "segment_ads"] {
+            let rows = table::open(&context, &folder.join(format!("{name}.parquet")).display().to_string()).await.expect("a table");
+            context.register_table(name, rows.into_view()).expect("registers");
+        }
+        engine::collect(context.sql(&query(&duckdb)).await.expect("plans")).await.expect("answers")
+    });
+    assert!(rows.num_rows() > 0 && rows.num_rows() <= 50);
 }
