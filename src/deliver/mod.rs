@@ -24,7 +24,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
-    /// `redis://host:port`, `postgres://host/database` or `mysql://host/database`, without credentials. Absent: object storage only.
+    /// `redis://host:port` (`rediss://` over TLS), `postgres://host/database` or `mysql://host/database`, without credentials. Absent:
+    /// object storage only.
     pub to: Option<String>,
     /// Hours a loaded table stays in Redis: longer than a night may be late, for then nobody is targeted.
     pub ttl_hours: u64,
@@ -51,7 +52,7 @@ enum Scheme {
 
 fn scheme(server: &Server) -> Result<Scheme> {
     Ok(match server.url.scheme() {
-        "redis" => Scheme::Redis,
+        "redis" | "rediss" => Scheme::Redis,
         "postgres" | "postgresql" => Scheme::Postgres,
         "mysql" | "mariadb" => Scheme::MySql,
         other => {

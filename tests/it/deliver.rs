@@ -407,3 +407,28 @@ fn other_engines_are_told_where_the_serving_tables_are() {
     });
     assert!(rows.num_rows() > 0 && rows.num_rows() <= 50);
 }
+
+#[test]
+fn a_store_is_loaded_over_tls_and_only_where_its_certificate_is_trusted() {
+    let shop = Shop::served();
+    let job = shop.spec_file().display().to_string();
+    for kind in [Kind::Redis, Kind::Postgres, Kind::MariaDb] {
+        let Some(running) = servers::start_encrypted(kind) else { continue };
+        let to = running.url.to_string();
+        let user = server(&running).user.unwrap_or_default();
+        let command = |authorities: &str, arguments: &[&str]| {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_nightmarket"));
+            command.args(arguments).env("NIGHTMARKET_PSEUDONYM_KEY", SECRET).env("NIGHTMARKET_STORE_USER", &user).env("SSL_CERT_FILE", authorities);
+            let output = command.output().expect("starts");
+            (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned(), String::from_utf8_lossy(&output.stderr).into_owned())
+        };
+        // The server's own certificate is no authority: nothing is loaded through a connection that nobody vouches for.
+        let (code, said, log) = command("testdata/tls/server.pem", &["publish", &job, "--to", &to]);
+        assert!(code == Some(10) && log.to_lowercase().contains("certificate"), "{kind:?} {code:?}: {said}{log}");
+        let (code, said, log) = command("testdata/tls/ca.pem", &["publish", &job, "--to", &to]);
+        assert!(code == Some(0) && said.contains("serves now"), "{kind:?} {code:?}: {said}{log}");
+        let segment = block_on(Release::read(&shop.run(DATE).output, None)).expect("a table serves").ads[0].segment_id.clone();
+        let (code, said, log) = command("testdata/tls/ca.pem", &["lookup", &job, "--segment", &segment, "--from", &to]);
+        assert!(code == Some(0) && said.contains("champion"), "{kind:?} {code:?}: {said}{log}");
+    }
+}

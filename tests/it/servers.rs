@@ -23,6 +23,8 @@ pub struct Running {
     program: PathBuf,
     folder: TempDir,
     port: u16,
+    /// Whether it speaks TLS, as `localhost`, with the certificate of testdata/tls.
+    encrypted: bool,
     child: Option<Child>,
 }
 
@@ -75,18 +77,31 @@ impl Kind {
 
 /// A server of a kind with an empty store; `None`, and a line that says so, where there is none to start.
 pub fn start(kind: Kind) -> Option<Running> {
+    start_as(kind, false)
+}
+
+/// As [`start`], over TLS: its address asks for a certificate that names `localhost`.
+#[allow(dead_code, reason = "the bench is the same file")]
+pub fn start_encrypted(kind: Kind) -> Option<Running> {
+    start_as(kind, true)
+}
+
+fn start_as(kind: Kind, encrypted: bool) -> Option<Running> {
     let Some(program) = kind.installed() else {
         eprintln!("SKIPPED: no {kind:?} server is installed, and none could be fetched");
         return None;
     };
     let folder = TempDir::new().expect("a temporary folder");
     let port = TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("bound").port();
-    let url = match kind {
-        Kind::Redis => format!("redis://127.0.0.1:{port}/"),
-        Kind::Postgres => format!("postgres://127.0.0.1:{port}/postgres"),
-        Kind::MariaDb => format!("mysql://127.0.0.1:{port}/nightmarket"),
+    let url = match (kind, encrypted) {
+        (Kind::Redis, false) => format!("redis://127.0.0.1:{port}/"),
+        (Kind::Redis, true) => format!("rediss://localhost:{port}/"),
+        (Kind::Postgres, false) => format!("postgres://127.0.0.1:{port}/postgres"),
+        (Kind::Postgres, true) => format!("postgres://localhost:{port}/postgres?sslmode=verify-full"),
+        (Kind::MariaDb, false) => format!("mysql://127.0.0.1:{port}/nightmarket"),
+        (Kind::MariaDb, true) => format!("mysql://localhost:{port}/nightmarket?ssl-mode=VERIFY_IDENTITY"),
     };
-    let mut server = Running { kind, url: url.parse().expect("a URL"), program, folder, port, child: None };
+    let mut server = Running { kind, url: url.parse().expect("a URL"), program, folder, port, encrypted, child: None };
     server.prepare();
     server.start();
     Some(server)
@@ -111,7 +126,21 @@ impl Running {
         command
     }
 
+    /// A file of the server's certificate, where the server may read it.
+    fn certificate(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
     fn prepare(&self) {
+        for name in ["server.pem", "server.key"].iter().filter(|_| self.encrypted) {
+            let file = self.certificate(name);
+            std::fs::copy(Path::new("testdata/tls").join(name), &file).expect("copied");
+            // PostgreSQL takes no key that others may read.
+            std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("kept secret");
+            if self.kind == Kind::Postgres && is_root() {
+                std::os::unix::fs::chown(&file, Some(NOBODY), Some(NOBODY)).expect("owned by nobody");
+            }
+        }
         match self.kind {
             Kind::Redis => {}
             Kind::Postgres => {
@@ -145,22 +174,35 @@ impl Running {
     /// Starts it, again after a kill, over the same data; waits until it answers.
     pub fn start(&mut self) {
         let port = self.port.to_string();
+        let (certificate, key) = (self.certificate("server.pem"), self.certificate("server.key"));
+        let (certificate, key) = (certificate.display(), key.display());
         let mut command = match self.kind {
             Kind::Redis => {
                 let mut command = self.command(&self.program);
-                command.args(["--port", &port, "--bind", "127.0.0.1", "--appendonly", "yes", "--save", "", "--dir", "."]);
+                let listen = if self.encrypted { "--tls-port" } else { "--port" };
+                command.args([listen, &port, "--bind", "127.0.0.1", "--appendonly", "yes", "--save", "", "--dir", "."]);
+                if self.encrypted {
+                    command.args(["--port", "0", "--tls-auth-clients", "no", "--tls-cert-file"]).arg(format!("{certificate}"));
+                    command.arg("--tls-key-file").arg(format!("{key}"));
+                }
                 command
             }
             Kind::Postgres => {
                 let mut command = self.command(&self.program);
                 command.arg("-D").arg(self.data()).args(["-p", &port, "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"]);
                 command.arg("-k").arg(self.folder.path());
+                if self.encrypted {
+                    command.args(["-c", "ssl=on", "-c", &format!("ssl_cert_file={certificate}"), "-c", &format!("ssl_key_file={key}")]);
+                }
                 command
             }
             Kind::MariaDb => {
                 let mut command = self.mariadb();
                 command.arg(format!("--port={port}")).args(["--bind-address=127.0.0.1", "--skip-networking=0"]);
                 command.arg(format!("--socket={}", self.folder.path().join("s").display()));
+                if self.encrypted {
+                    command.args([format!("--ssl-cert={certificate}"), format!("--ssl-key={key}")]);
+                }
                 command
             }
         };
