@@ -1,11 +1,16 @@
--- How a user answered to ads in the last 14 days.
+-- How a user answered to ads in the last 30 days, beside what everybody does with the same ads.
 -- grain: user_id
 -- owner: ads-science
+-- range: click_ratio_30d = 0 ..
 SELECT
-    user_id,
-    COUNT(*) AS n_impressions_14d,                                           -- count
-    COUNT(*) FILTER (WHERE clicked) AS n_ad_clicks_14d,                      -- count
-    (COUNT(*) FILTER (WHERE clicked) + 0.6) / (COUNT(*) + 30.0) AS ctr_14d   -- smoothed towards 2 % with the weight of 30 impressions
+    impressions.user_id,
+    COUNT(*) AS n_impressions_30d,                                               -- count
+    COUNT(*) FILTER (WHERE impressions.clicked) AS n_ad_clicks_30d,              -- count
+    COUNT(*) FILTER (WHERE impressions.clicked AND impressions.occurred_at >= $as_of - INTERVAL '7 days') AS n_ad_clicks_7d,  -- count
+    -- Clicks over those expected of the ads' rates. Decimals: the same in any order of summation.
+    (COUNT(*) FILTER (WHERE impressions.clicked) + 5.0)
+        / (CAST(COALESCE(SUM(CAST(ad__performance.ctr_14d AS DECIMAL(18, 6))), 0) AS DOUBLE) + 5.0) AS click_ratio_30d  -- smoothed towards 1 with the weight of 5 clicks
 FROM impressions
-WHERE occurred_at >= $as_of - INTERVAL '14 days'
-GROUP BY user_id
+LEFT JOIN ad__performance ON ad__performance.ad_id = impressions.ad_id
+WHERE impressions.occurred_at >= $as_of - INTERVAL '30 days'
+GROUP BY impressions.user_id

@@ -1,6 +1,7 @@
 -- What a user showed of interest in a category in 30 days: what they touched, and what their searches lead to.
 -- grain: user_id, category_id
 -- owner: growth-analytics
+-- range: share_30d = 0 .. 1
 WITH touched AS (
     SELECT
         user_id,
@@ -31,16 +32,26 @@ searched AS (
     FROM searches
     JOIN term_category__lookup AS lookup ON lookup.term = searches.term
     GROUP BY searches.user_id, lookup.category_id
+),
+signs AS (
+    SELECT user_id, category_id, n_views, n_clicks, n_buys, n_events_7d, 0 AS n_searches, 0 AS n_terms, last_at
+    FROM touched
+    UNION ALL
+    SELECT user_id, category_id, 0, 0, 0, 0, n_searches, n_terms, last_at
+    FROM searched
 )
 SELECT
-    COALESCE(touched.user_id, searched.user_id) AS user_id,
-    COALESCE(touched.category_id, searched.category_id) AS category_id,
-    COALESCE(touched.n_views, 0) AS n_views_30d,                                                         -- count
-    COALESCE(touched.n_clicks, 0) AS n_clicks_30d,                                                       -- count
-    COALESCE(touched.n_buys, 0) AS n_buys_30d,                                                           -- carts and purchases
-    COALESCE(touched.n_events_7d, 0) AS n_events_7d,                                                     -- count
-    COALESCE(searched.n_searches, 0) AS n_searches_30d,                                                  -- searches, each shared among the categories its term leads to
-    COALESCE(searched.n_terms, 0) AS n_terms_30d,                                                        -- distinct terms, shared likewise
-    DATE_PART('epoch', $as_of - GREATEST(touched.last_at, searched.last_at)) / 86400.0 AS days_since_event  -- days
-FROM touched
-FULL JOIN searched ON searched.user_id = touched.user_id AND searched.category_id = touched.category_id
+    user_id,
+    category_id,
+    SUM(n_views) AS n_views_30d,                                                  -- count
+    SUM(n_clicks) AS n_clicks_30d,                                                -- count
+    SUM(n_buys) AS n_buys_30d,                                                    -- carts and purchases
+    SUM(n_events_7d) AS n_events_7d,                                              -- count
+    SUM(n_searches) AS n_searches_30d,                                            -- searches, each shared among the categories its term leads to
+    SUM(n_terms) AS n_terms_30d,                                                  -- distinct terms, shared likewise
+    DATE_PART('epoch', $as_of - MAX(last_at)) / 86400.0 AS days_since_event,      -- days
+    -- Of all that the user did, as if 5 more things had been elsewhere: few events prove little.
+    CAST(SUM(n_views + n_clicks + n_buys + n_searches) AS DOUBLE)
+        / (CAST(SUM(SUM(n_views + n_clicks + n_buys + n_searches)) OVER (PARTITION BY user_id) AS DOUBLE) + 5.0) AS share_30d  -- 0 to 1
+FROM signs
+GROUP BY user_id, category_id
