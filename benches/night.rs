@@ -6,6 +6,7 @@
 use arrow::array::{BooleanArray, Float64Array, Int64Array, RecordBatch, StringArray};
 use chrono::NaiveDate;
 use nightmarket::generate;
+use nightmarket::model::{Artifact, Response};
 use nightmarket::pipeline::{self, Facts, Stage};
 use nightmarket::platform::catalog::{Catalog, IdDomain};
 use nightmarket::platform::pseudonym::Key;
@@ -72,13 +73,15 @@ async fn main() -> nightmarket::error::Result<()> {
 async fn against_truth(run: &Run, facts: &Facts, key: &Key) -> nightmarket::error::Result<()> {
     let test = only(run, &format!("dataset/response/dt={}", run.date), "test.parquet").await?;
     let (ids, clicked) = (column::<StringArray>(&test, "impression_id")?, column::<BooleanArray>(&test, "clicked")?);
-    let mut p_click = HashMap::new();
+    let wanted: HashSet<&str> = ids.iter().flatten().collect();
+    let mut true_rates = HashMap::new();
     for rows in all(&run.raw, "truth/impressions").await? {
-        let (ids, p) = (column::<StringArray>(&rows, "impression_id")?, column::<Float64Array>(&rows, "p_click")?);
-        p_click.extend(ids.iter().flatten().map(str::to_owned).zip(p.iter().flatten()));
+        let (ids, p_click) = (column::<StringArray>(&rows, "impression_id")?, column::<Float64Array>(&rows, "p_click")?);
+        let rates = p_click.iter().flatten().zip(column::<Float64Array>(&rows, "p_conversion")?.iter().flatten());
+        true_rates.extend(ids.iter().flatten().map(str::to_owned).zip(rates).filter(|(id, _)| wanted.contains(id.as_str())));
     }
     let labels: Vec<bool> = clicked.iter().map(|clicked| clicked.unwrap_or(false)).collect();
-    let truth: Vec<f64> = ids.iter().flatten().map(|id| p_click[id]).collect();
+    let (truth, true_conversion): (Vec<f64>, Vec<f64>) = ids.iter().flatten().map(|id| true_rates[id]).unzip();
     println!("| scores on {} rows | AUC | logloss | calibration ratio |\n|---|---|---|---|", truth.len());
     for score in facts.gate.iter().flat_map(|judged| &judged.verdict.scores) {
         println!("| {:?} | {:.4} | {:.5} | {:.3} |", score.name, value(score.auc), value(score.logloss), value(score.calibration_ratio));
@@ -86,6 +89,18 @@ async fn against_truth(run: &Run, facts: &Facts, key: &Key) -> nightmarket::erro
     let (auc, logloss) = (metrics::auc(&labels, &truth), metrics::logloss(&labels, &truth));
     let ratio = metrics::calibration_ratio(&labels, &truth);
     println!("| truth | {:.4} | {:.5} | {:.3} |\n", value(auc), value(logloss), value(ratio));
+
+    // Over all rows, each weighted by its true P(click): conversions themselves are too few to tell.
+    let total = |p: &[f64]| truth.iter().zip(p).map(|(click, conversion)| click * conversion).sum::<f64>();
+    for name in ["network", "baseline"] {
+        let scores = Response::from_artifact(&artifact(run, name).await?)?.score_logged(&test)?;
+        let ratio = scores.p_conversion.map(|p| total(&p) / total(&true_conversion));
+        println!("P(conversion) of the {name} over the truth's: {:.3}", value(ratio));
+    }
+    let late = facts.model.as_ref().map(|model| &model.response["late_conversions"]).filter(|late| !late.is_null());
+    if let Some((arrived, expected)) = late.and_then(|late| Some((late["arrived"].as_f64()?, late["expected"].as_f64()?))) {
+        println!("it would be {:.3} of that without the conversions still expected: {arrived} arrived of {expected:.1}\n", arrived / expected);
+    }
 
     let labelled = only(run, &format!("segments/dt={}", run.date), "labels_before_floor.parquet").await?;
     let (users, categories) = (column::<StringArray>(&labelled, "user_id")?, column::<StringArray>(&labelled, "category_id")?);
@@ -117,6 +132,17 @@ async fn only(run: &Run, folder: &str, name: &str) -> nightmarket::error::Result
     let objects = run.output.list(folder).await?;
     let path = objects.iter().map(|object| &object.path).find(|path| path.ends_with(name)).expect("the step was done");
     run.output.read_parquet(path).await
+}
+
+/// A model of the night.
+async fn artifact(run: &Run, name: &str) -> nightmarket::error::Result<Artifact> {
+    let mut files = BTreeMap::new();
+    for object in run.output.list(&format!("model/dt={}", run.date)).await? {
+        if let Some((_, file)) = object.path.split_once(&format!("/{name}/")) {
+            files.insert(file.to_owned(), run.output.get(&object.path).await?);
+        }
+    }
+    Artifact::from_files(&files)
 }
 
 /// Every table below a folder.

@@ -22,7 +22,7 @@ pub use device::{Probe, probe};
 pub use features::Settings as FeatureSettings;
 pub use interest::{Interest, InterestExamples, InterestFacts};
 pub use network::Architecture;
-pub use response::{Compression, Response, ResponseFacts, ResponseModels, Scores};
+pub use response::{Compression, LateConversions, Response, ResponseFacts, ResponseModels, Scores};
 pub use training::{EpochFacts, Monitor, Precision, RateSchedule, Targets};
 
 use crate::error::{Error, Result};
@@ -245,6 +245,16 @@ fn calibrator(labels: &[bool], logits: &[f64]) -> Calibrator {
         }
         _ => Calibrator::Platt { slope: 1.0, intercept: rounded(shift(logits, positives as f64)) },
     }
+}
+
+/// A calibrator that is moved along the logits so that its probabilities of them sum to `total`.
+fn moved_to(calibrator: &Calibrator, logits: &[f64], total: f64) -> Calibrator {
+    let (slope, intercept) = match calibrator {
+        Calibrator::Platt { slope, intercept } => (*slope, *intercept),
+        _ => (1.0, 0.0),
+    };
+    let logits: Vec<f64> = logits.iter().map(|x| slope * x + intercept).collect();
+    Calibrator::Platt { slope, intercept: rounded(intercept + shift(&logits, total)) }
 }
 
 /// What to add to every logit so that the probabilities sum to `total`, by bisection.

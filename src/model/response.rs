@@ -9,13 +9,14 @@ use super::features::{self, Encoded, Encoder, FeatureMap};
 use super::logistic::{self, Dense};
 use super::network::{Architecture, Spec, TABLE, Weights};
 use super::training::{self, Earlier, EpochFacts, Monitor, Precision, RateSchedule, Schedule, Start, Targets};
-use super::{Metrics, ModelSettings, Storage, calibrator, device_name, logit, sigmoid, smoothed_rate};
+use super::{Metrics, ModelSettings, Storage, calibrator, device_name, logit, moved_to, rounded, sigmoid, smoothed_rate};
 use crate::error::{Error, Kind, Result};
 use crate::statistics::calibration::Calibrator;
 use crate::types::{column, optional_column};
 use arrow::array::{Array, BooleanArray, RecordBatch};
+use arrow::compute::filter_record_batch;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 /// A trained model, plain data: it can be shared among threads.
 #[derive(Clone, Debug, PartialEq)]
@@ -97,8 +98,19 @@ pub struct ResponseFacts {
     pub compression: Option<Compression>,
     pub network: Fit,
     pub baseline: Fit,
+    /// None: conversions count as they have arrived.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub late_conversions: Option<LateConversions>,
     /// What was not done and why.
     pub notes: Vec<String>,
+}
+
+/// Conversions of the validation rows' clicks, to the second of which P(conversion) was raised.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq)]
+pub struct LateConversions {
+    pub arrived: usize,
+    /// What they will be in the end.
+    pub expected: f64,
 }
 
 /// What rounding the embeddings saved and cost: the calibrated fit on the validation rows, after minus before.
@@ -201,9 +213,38 @@ pub fn train_from(
         compression,
         network: network.at_rest.fit.clone(),
         baseline: baseline.at_rest.fit.clone(),
+        late_conversions: None,
         notes,
     };
     Ok(ResponseModels { network, baseline, facts })
+}
+
+impl ResponseModels {
+    /// Raises P(conversion) of both models to what will have arrived in the end: on the validation rows each conversion counts one
+    /// over the probability that it has arrived by now, as `arrived` tells of a row.
+    pub fn expect_late_conversions(&mut self, valid: &RecordBatch, arrived: impl Fn(usize) -> f64) -> Result<()> {
+        let Some((rows, converted)) = of_clicks(&targets(valid, "validation")?) else { return Ok(()) };
+        // Where hardly any could have arrived one that did would count without bound.
+        let weights = rows.iter().zip(&converted).map(|(row, converted)| if *converted { 1.0 / arrived(*row).max(0.01) } else { 0.0 });
+        let late = LateConversions { arrived: converted.iter().filter(|flag| **flag).count(), expected: rounded(weights.sum()) };
+        // With none or all converted there is nothing to move.
+        if late.arrived == 0 || late.expected >= converted.len() as f64 {
+            return Ok(());
+        }
+        let known: HashSet<usize> = rows.into_iter().collect();
+        let clicked = filter_record_batch(valid, &(0..valid.num_rows()).map(|row| Some(known.contains(&row))).collect())?;
+        for model in [&mut self.network, &mut self.baseline] {
+            if let (_, Some(logits)) = model.logits(&clicked, None)?
+                && let Some(calibrator) = &mut model.at_rest.fit.conversion
+            {
+                *calibrator = moved_to(calibrator, &logits, late.expected);
+            }
+        }
+        self.facts.network = self.network.at_rest.fit.clone();
+        self.facts.baseline = self.baseline.at_rest.fit.clone();
+        self.facts.late_conversions = Some(late);
+        Ok(())
+    }
 }
 
 /// Encoded training and validation rows, from which any number of models can be trained.

@@ -1,5 +1,6 @@
 //! Examples -> a trained, judged and chosen model, each kept as an artefact that the next night can load.
 
+use super::measure;
 use crate::dataset::DatasetFacts;
 use crate::error::{Context, Kind, Result};
 use crate::gate::{self, Contest, Verdict};
@@ -11,7 +12,7 @@ use crate::publish::{self, Commit};
 use crate::spec::Spec;
 use crate::statistics::metrics::{self, Bin};
 use crate::types::{column, optional_column};
-use arrow::array::{BooleanArray, RecordBatch, StringArray};
+use arrow::array::{BooleanArray, RecordBatch, StringArray, TimestampMicrosecondArray};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -35,6 +36,7 @@ pub struct Learned {
     pub facts: ModelFacts,
 }
 
+const MICROSECONDS_AN_HOUR: i64 = 3_600_000_000;
 const NETWORK: &str = "network";
 const BASELINE: &str = "baseline";
 const INTEREST: &str = "interest";
@@ -61,6 +63,7 @@ pub async fn learn(
         "examples": examples.key,
         "interest_examples": interest_examples.map(|done| &done.key),
         "categories": staged.key("categories"),
+        "impressions": staged.key("impressions"),
     });
     let done = run
         .step(&format!("model/dt={}", run.date), &inputs, async |step: &Step| {
@@ -78,6 +81,11 @@ pub async fn learn(
             let checkpoints = Checkpoints { saved: step.store().get_optional(CHECKPOINT).await?, save: &save };
             let mut models = response::train_from(earlier.as_ref(), Some(&checkpoints), &spec.model, &train, &valid, run.job.seed)?;
             models.facts.notes.extend(missed);
+            if let Some(curve) = measure::delays(run, staged).await? {
+                let (shown, now) = (column::<TimestampMicrosecondArray>(&valid, "occurred_at")?, run.cut_off().timestamp_micros());
+                let age = |row: usize| u32::try_from((now - shown.value(row)) / MICROSECONDS_AN_HOUR).unwrap_or(0);
+                models.expect_late_conversions(&valid, |row| curve.arrived_by(age(row)))?;
+            }
             drop((train, valid));
             put(step, NETWORK, &models.network.to_artifact()?).await?;
             if !step.store().list(CHECKPOINT).await?.is_empty() {

@@ -136,8 +136,8 @@ fn may_measure(staged: &Staged, user: &str) -> bool {
     staged.people.as_ref().is_none_or(|people| people.measure.contains(user))
 }
 
-/// How long conversions take to arrive, in hours, from all that have.
-async fn delays(run: &Run, staged: &Staged) -> Result<Option<Curve>> {
+/// How long conversions take to arrive, in hours, from all that have. None where no conversions are logged, or too few.
+pub(super) async fn delays(run: &Run, staged: &Staged) -> Result<Option<Curve>> {
     if staged.schema("impressions").is_none_or(|schema| schema.field_with_name("converted_at").is_err()) {
         return Ok(None);
     }

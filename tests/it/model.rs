@@ -125,6 +125,32 @@ fn probabilities_are_calibrated_on_rows_never_seen() {
 }
 
 #[test]
+fn conversions_that_are_still_to_come_raise_the_promise_of_conversions_alone() {
+    let (train, valid) = (impressions(3_000, 21), impressions(1_500, 22));
+    let mut models = response::train(&settings(), &train, &valid, 1).expect("trains");
+    let before = models.network.score_logged(&valid).expect("scores");
+    // Of every second row only half of the conversions have arrived.
+    let arrived = |row: usize| if row.is_multiple_of(2) { 0.5 } else { 1.0 };
+    models.expect_late_conversions(&valid, arrived).expect("knows conversions");
+    let (clicked, converted) = (labels(&valid, "clicked"), labels(&valid, "converted"));
+    let expected: f64 = (0..1_500).filter(|row| clicked[*row] && converted[*row]).map(|row| 1.0 / arrived(row)).sum();
+    let late = models.facts.late_conversions.expect("said");
+    assert!((late.expected - expected).abs() < 1e-6 && (late.arrived as f64) < expected, "{late:?} {expected}");
+    for model in [&models.network, &models.baseline] {
+        let p = model.score_logged(&valid).expect("scores").p_conversion.expect("conversions are logged");
+        let promised: f64 = (0..1_500).filter(|row| clicked[*row]).map(|row| p[row]).sum();
+        assert!((promised / expected - 1.0).abs() < 1e-6, "{promised} of {expected}");
+    }
+    let after = models.network.score_logged(&valid).expect("scores");
+    assert_eq!(before.p_click, after.p_click);
+    let (before, after) = (before.p_conversion.expect("before"), after.p_conversion.expect("after"));
+    assert!(before.iter().zip(&after).all(|(before, after)| before < after), "each is raised");
+    // The artefact keeps what was raised.
+    let kept = Response::from_artifact(&models.network.to_artifact().expect("an artefact")).expect("loads");
+    assert_eq!(kept.score_logged(&valid).expect("scores").p_conversion, Some(after));
+}
+
+#[test]
 fn conversions_of_clicks_are_learned_and_calibrated() {
     let test = impressions(8000, 4);
     let (clicked, converted) = (labels(&test, "clicked"), labels(&test, "converted"));
