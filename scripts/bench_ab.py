@@ -7,24 +7,13 @@
 Three tables of the same size: rows that are users, rows sorted by user, and the same rows shuffled. DuckDB gets the same memory
 and threads and only sums by user, then by arm: the part of the work that grows with the table. The clicks' lift is 2 % of 3 %.
 """
-import argparse, json, os, pathlib, re, subprocess, sys, time
+import argparse, json, os, pathlib, sys
+from benching import ROOT, enter, measured
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-VENV = ROOT / ".bench/ab"
 PACKAGES = ["duckdb==1.4.1", "pyarrow==21.0.0", "numpy==2.3.3"]
 ROWS_AT_ONCE = 1_000_000
 ROWS_OF_A_USER = 10
 METRICS = ["--metric", "ctr=clicks/impressions", "--metric", "revenue", "--cuped", "revenue=pre_revenue"]
-
-
-def setup():
-    """Enters .bench/ab, which it makes first."""
-    if not (VENV / "ready").exists():
-        subprocess.run([sys.executable, "-m", "venv", VENV], check=True)
-        subprocess.run([VENV / "bin/python", "-m", "pip", "--quiet", "install", *PACKAGES], check=True)
-        (VENV / "ready").touch()
-    if pathlib.Path(sys.prefix).resolve() != VENV.resolve():
-        os.execv(VENV / "bin/python", [str(VENV / "bin/python"), *sys.argv])
 
 
 def write(path, rows, users_of_block):
@@ -48,14 +37,6 @@ def write(path, rows, users_of_block):
     half_written.rename(path)
 
 
-# Runs a command; says on stderr how much memory it took at most.
-PEAK = """
-import resource, subprocess, sys
-code = subprocess.run(sys.argv[1:]).returncode
-print("peak_kib=%d" % resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, file=sys.stderr)
-sys.exit(code)
-"""
-
 DUCK = """
 import duckdb, sys
 path, threads, memory, by_user = sys.argv[1:]
@@ -67,16 +48,6 @@ print(base.execute(f"SELECT arm, COUNT(*), SUM(c), SUM(i), SUM(r), SUM(c*c), SUM
 """
 
 
-def measured(command):
-    """(seconds, peak MiB, stdout) of a command."""
-    start = time.perf_counter()
-    child = subprocess.run([sys.executable, "-c", PEAK, *map(str, command)], cwd=ROOT, capture_output=True, text=True)
-    seconds = time.perf_counter() - start
-    if child.returncode:
-        sys.exit(child.stderr[-3000:])
-    return seconds, int(re.search(r"peak_kib=(\d+)", child.stderr)[1]) / 1024, child.stdout
-
-
 def main():
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     asked.add_argument("--rows", type=int, default=100_000_000)
@@ -85,7 +56,7 @@ def main():
     target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
     asked.add_argument("--program", default=str(target / "release/nightmarket"))
     asked = asked.parse_args()
-    setup()
+    enter("ab", PACKAGES)
     import numpy
 
     folder = target.resolve() / f"bench/ab/{asked.rows}"
@@ -105,10 +76,10 @@ def main():
         if not path.exists():
             write(path, asked.rows, users_of_block)
         command = [asked.program, "evaluate", "ab", "--table", path, "--arm", "arm", "--control", "control", *unit, *METRICS, "--output", "json"]
-        seconds, peak, out = measured(command)
+        seconds, peak, out, _ = measured(command)
         lift = json.loads(out)["metrics"]["ctr"]["treatment"]["relative"]
         low, high = lift["ci95"]
-        theirs, their_peak, _ = measured([sys.executable, "-c", DUCK, path, asked.threads, asked.memory_mib, "yes" if unit else "no"])
+        theirs, their_peak, *_ = measured([sys.executable, "-c", DUCK, path, asked.threads, asked.memory_mib, "yes" if unit else "no"])
         print(f"| {name} | {seconds:.1f} | {peak:.0f} | {lift['estimate']:.4f} [{low:.4f}, {high:.4f}] | {theirs:.1f} | {their_peak:.0f} |", flush=True)
 
 

@@ -10,21 +10,10 @@ segment, and seven of ten units of money can be spent. HiGHS solves the linear p
 before every value, cost, supply and budget was moved by up to 5 %. Seconds are of solving alone, for both.
 """
 import argparse, json, os, pathlib, subprocess, sys, tempfile, time
+from benching import ROOT, enter
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-VENV = ROOT / ".bench/allocation"
 PACKAGES = ["numpy==2.2.6", "pyarrow==21.0.0", "highspy==1.11.0"]
 ADS, ADS_A_SEGMENT = 500, 50
-
-
-def setup():
-    """Enters .bench/allocation, which it makes first."""
-    if not (VENV / "ready").exists():
-        subprocess.run([sys.executable, "-m", "venv", VENV], check=True)
-        subprocess.run([VENV / "bin/python", "-m", "pip", "--quiet", "install", *PACKAGES], check=True)
-        (VENV / "ready").touch()
-    if pathlib.Path(sys.prefix).resolve() != VENV.resolve():
-        os.execv(VENV / "bin/python", [str(VENV / "bin/python"), *sys.argv])
 
 
 def instance(pairs, seed, shake=0.0):
@@ -119,5 +108,5 @@ def main():
 
 
 if __name__ == "__main__":
-    setup()
+    enter("allocation", PACKAGES)
     main()

@@ -10,26 +10,14 @@ bucket of users, sorted by user and time), and by DuckDB over one file a table i
 SQL is the same text; FIRST_VALUE as an aggregate is called FIRST in DuckDB. PySpark answers those queries that it can read. Every
 answer is compared with the night's row by row, numbers to 1e-9.
 """
-import argparse, json, math, os, pathlib, re, shutil, statistics, subprocess, sys, time
+import argparse, json, math, os, pathlib, re, shutil, statistics, subprocess, time
+from benching import ROOT, enter, measured
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-VENV = ROOT / ".bench/features"
 PACKAGES = ["duckdb==1.4.1", "pyarrow==21.0.0", "pytz==2025.2"]
 SPARK = ["pyspark==4.0.1"]
 DATE = "2026-11-22"
 # The end of the date in Asia/Shanghai, and the job's lag of 3 hours after it.
 AS_OF, CUT_OFF = "2026-11-22 16:00:00", "2026-11-22 19:00:00"
-
-
-def setup(spark):
-    """Enters .bench/features, which it makes first."""
-    ready = VENV / ("ready-spark" if spark else "ready")
-    if not ready.exists():
-        subprocess.run([sys.executable, "-m", "venv", VENV], check=True)
-        subprocess.run([VENV / "bin/python", "-m", "pip", "--quiet", "install", *PACKAGES, *(SPARK if spark else [])], check=True)
-        ready.touch()
-    if pathlib.Path(sys.prefix).resolve() != VENV.resolve():
-        os.execv(VENV / "bin/python", [str(VENV / "bin/python"), *sys.argv])
 
 
 def job(folder, threads, buckets, memory_mib):
@@ -47,27 +35,13 @@ def job(folder, threads, buckets, memory_mib):
 def ours(program, path, stage):
     """Seconds and folder of each step of a run up to the features, and the process's peak memory in MiB."""
     command = [program, "run", path, "--date", DATE, "--until", "features", "--log", "nightmarket=debug", *(["--from", stage] if stage else [])]
-    environment = {**os.environ, "NIGHTMARKET_PSEUDONYM_KEY": "the key of the bench"}
-    child = subprocess.Popen(["/usr/bin/env", "python3", "-c", PEAK, *map(str, command)], cwd=ROOT, env=environment,
-                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    out, log = child.communicate()
-    if child.returncode:
-        sys.exit(log[-3000:])
+    _, peak, _, log = measured(command, NIGHTMARKET_PSEUDONYM_KEY="the key of the bench")
     found = {}
     for line in filter(lambda line: line.startswith("{"), log.splitlines()):
         fields = json.loads(line)
         if "step" in fields and "path" in fields:
             found[fields["step"]] = fields["seconds"], fields["path"].removeprefix("file://")
-    return found, int(re.search(r"peak_kib=(\d+)", log)[1]) / 1024
-
-
-# Runs a command and says on stderr how much memory it took at most.
-PEAK = """
-import resource, subprocess, sys
-code = subprocess.run(sys.argv[1:]).returncode
-print("peak_kib=%d" % resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, file=sys.stderr)
-sys.exit(code)
-"""
+    return found, peak
 
 
 def queries():
@@ -191,7 +165,7 @@ def main():
     target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
     asked.add_argument("--program", default=str(target / "release/nightmarket"))
     asked = asked.parse_args()
-    setup(asked.spark)
+    enter("spark" if asked.spark else "features", PACKAGES + (SPARK if asked.spark else []))
 
     folder = target.resolve() / f"bench/features/{asked.users}x{asked.days}"
     if not (folder / "raw/_world.json").exists():

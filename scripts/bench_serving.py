@@ -14,31 +14,17 @@ p(conversion) x price of the item. An impression ends where its budget or cap en
 The same shops tell whether the night's report can be believed: how many of its intervals (CTR of the day by arm, lift of champion over
 holdout, off-policy value of tonight's table) hold the true CTR of what was shown, and of the day that the table then served.
 """
-import argparse, collections, json, math, os, pathlib, re, shutil, statistics, subprocess, sys
+import argparse, collections, json, math, os, pathlib, shutil, statistics, sys
+from benching import ROOT, enter, measured
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-VENV = ROOT / ".bench/serving"
 PACKAGES = ["pyarrow==21.0.0"]
 DATE, NEXT = "2026-11-22", "2026-11-23"
 SECRET = "the key of the bench"
 PLANS = ["nightmarket", "proportional", "greedy"]
 
 
-def setup():
-    """Enters .bench/serving, which it makes first."""
-    if not (VENV / "ready").exists():
-        subprocess.run([sys.executable, "-m", "venv", VENV], check=True)
-        subprocess.run([VENV / "bin/python", "-m", "pip", "--quiet", "install", *PACKAGES], check=True)
-        (VENV / "ready").touch()
-    if pathlib.Path(sys.prefix).resolve() != VENV.resolve():
-        os.execv(VENV / "bin/python", [str(VENV / "bin/python"), *sys.argv])
-
-
 def call(*command):
-    child = subprocess.run(list(map(str, command)), cwd=ROOT, env={**os.environ, "NIGHTMARKET_PSEUDONYM_KEY": SECRET}, capture_output=True, text=True)
-    if child.returncode:
-        sys.exit(child.stderr[-3000:])
-    return child.stdout
+    return measured(command, NIGHTMARKET_PSEUDONYM_KEY=SECRET)[2]
 
 
 def job(folder, name, extra=""):
@@ -252,7 +238,7 @@ def main():
     target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
     asked.add_argument("--program", default=str(target / "release/nightmarket"))
     asked = asked.parse_args()
-    setup()
+    enter("serving", PACKAGES)
     found = []
     for seed in range(1, asked.seeds + 1):
         found.append(one(asked.program, target.resolve() / f"bench/serving/{asked.users}/{seed}", asked.users, seed))
