@@ -34,7 +34,7 @@ searched AS (
     GROUP BY searches.user_id, lookup.category_id
 ),
 signs AS (
-    SELECT user_id, category_id, n_views, n_clicks, n_buys, n_events_7d, 0 AS n_searches, 0 AS n_terms, last_at
+    SELECT user_id, category_id, n_views, n_clicks, n_buys, n_events_7d, CAST(0 AS DECIMAL(38, 6)) AS n_searches, CAST(0 AS DECIMAL(38, 6)) AS n_terms, last_at
     FROM touched
     UNION ALL
     SELECT user_id, category_id, 0, 0, 0, 0, n_searches, n_terms, last_at
