@@ -7,6 +7,7 @@
 use crate::error::{Error, Result};
 use crate::features::Snapshots;
 use crate::ingest::Staged;
+use crate::platform::catalog::Catalog;
 use crate::platform::engine;
 use crate::platform::run::{Done, Run, Step};
 use crate::types::column;
@@ -52,6 +53,23 @@ impl Default for Settings {
     }
 }
 
+/// Whether a shop's features are enough to learn interests from, where it logs events.
+///
+/// # Errors
+/// `Usage`, with the grain that no feature has.
+pub fn check_features(catalog: &Catalog) -> Result<()> {
+    if catalog.staged("events").is_none() {
+        return Ok(());
+    }
+    for (grain, example) in [(&["user_id"][..], "user__activity.sql"), (&["user_id", "category_id"], "user_category__affinity.sql")] {
+        if !catalog.features.iter().any(|query| query.grain == grain) {
+            return Err(Error::usage(format_args!("no feature table has the grain {}, and interests are learned from it", grain.join(", ")))
+                .action(format_args!("add one, such as features/{example}")));
+        }
+    }
+    Ok(())
+}
+
 /// The days of the splits, oldest first.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
 pub struct Splits {
@@ -69,6 +87,21 @@ pub struct InterestSplits {
 }
 
 impl Settings {
+    pub fn check(&self) -> Result<()> {
+        let counts = [
+            ("train_days", self.train_days),
+            ("max_train_rows", self.max_train_rows),
+            ("interest_window_days", self.interest_window_days),
+            ("interest_train_days", self.interest_train_days),
+            ("interest_step_days", self.interest_step_days),
+            ("max_interest_users", self.max_interest_users),
+        ];
+        match counts.iter().find(|(_, count)| *count == 0) {
+            Some((name, _)) => Err(Error::usage(format_args!("[dataset] {name} must be at least 1"))),
+            None => Ok(()),
+        }
+    }
+
     /// The splits of impressions for a night.
     pub fn splits(&self, date: NaiveDate) -> Splits {
         let gap = self.label_window_days + 1;

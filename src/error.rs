@@ -143,7 +143,13 @@ impl From<datafusion::error::DataFusionError> for Error {
         let kind = match error.find_root() {
             E::SQL(..) | E::Plan(_) | E::SchemaError(..) | E::NotImplemented(_) | E::Configuration(_) => Kind::Usage,
             E::ArrowError(..) | E::ParquetError(_) | E::Execution(_) => Kind::Contract,
-            E::ObjectStore(_) | E::IoError(_) | E::ResourcesExhausted(_) => Kind::Transient,
+            E::ObjectStore(_) | E::IoError(_) => Kind::Transient,
+            // The same data and settings would end the same way.
+            E::ResourcesExhausted(message) => {
+                let first = message.lines().next().unwrap_or_default();
+                return Error::usage(format_args!("a query needs more memory than [engine] memory_mib gives it: {first}"))
+                    .action("raise [engine] memory_mib, or its buckets for smaller pieces, and run again");
+            }
             _ => Kind::Internal,
         };
         Error::new(kind, error.strip_backtrace())

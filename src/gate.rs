@@ -47,6 +47,23 @@ impl Default for GateSettings {
     }
 }
 
+impl GateSettings {
+    pub fn check(&self) -> Result<()> {
+        bootstrap::check("gate", self.alpha, self.replicates)?;
+        for (name, [low, high]) in [("calibration", self.calibration), ("group_calibration", self.group_calibration)] {
+            if !(0.0 < low && low <= 1.0 && 1.0 <= high && high.is_finite()) {
+                return Err(Error::usage(format_args!("[gate] {name} = [{low}, {high}] does not hold 1, or begins at 0 or below")));
+            }
+        }
+        for (name, value) in [("tolerance", self.tolerance), ("groups_outside", self.groups_outside)] {
+            if !(0.0..=1.0).contains(&value) {
+                return Err(Error::usage(format_args!("[gate] {name} = {value} must lie between 0 and 1")));
+            }
+        }
+        Ok(())
+    }
+}
+
 /// One row a decision; scores are calibrated probabilities of a positive.
 #[derive(Clone, Copy, Debug)]
 pub struct Contest<'a> {

@@ -49,6 +49,9 @@ pub enum Stage {
 pub async fn run(run: &Run, spec: &Spec, key: &Key, until: Stage) -> Result<Facts> {
     // A slip in a query of the last stage must not be found after the hours of the first.
     workbench::check(Path::new(&run.job.sql)).await?.sound()?;
+    if until >= Stage::Dataset {
+        dataset::check_features(&run.catalog)?;
+    }
     let mut facts = Facts::new(run);
     night(run, spec, key, until, &mut facts).await?;
     facts.timings = run.timings();

@@ -56,6 +56,9 @@ pub struct Stores {
     pub output: String,
 }
 
+/// A week: the run of a date cannot wait longer for its rows.
+const LONGEST_LAG_HOURS: u32 = 168;
+
 impl Spec {
     /// Reads and checks a spec.
     pub fn read(path: &Path) -> Result<Self> {
@@ -80,6 +83,18 @@ impl Spec {
         }
         if !(0.0..=1.0).contains(&self.features.leak_share) {
             return Err(Error::usage("[features] leak_share must lie between 0 and 1"));
+        }
+        self.dataset.check()?;
+        self.model.check()?;
+        self.interest.check()?;
+        self.gate.check()?;
+        self.evaluate.check()?;
+        if self.engine.memory_mib == 0 {
+            return Err(Error::usage("[engine] memory_mib must be at least 1"));
+        }
+        if self.arrival_lag_hours > LONGEST_LAG_HOURS {
+            return Err(Error::usage(format_args!("arrival_lag_hours = {} is more than {LONGEST_LAG_HOURS}", self.arrival_lag_hours))
+                .action("rows that arrive later than a week are taken by the night that finds them"));
         }
         let needed = self.dataset.train_days + 3 * (self.dataset.label_window_days + 1);
         if needed > self.ingest.history_days {

@@ -2,25 +2,27 @@
 
 use super::sql::{job_files, plural, rendered};
 use super::{Output, print};
+use crate::dataset;
 use crate::error::{Error, Result};
 use crate::platform::diagnostic::{Diagnostic, Severity};
 use crate::spec::Spec;
 use crate::workbench;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 /// Reads every spec and plans every query of the jobs; of all jobs when none is named. A folder is a shop without a job.
 pub async fn run(jobs: &[PathBuf], output: Output) -> Result<()> {
     let jobs = if jobs.is_empty() { job_files()? } else { jobs.to_vec() };
     let mut found: Vec<Diagnostic> = Vec::new();
-    let mut shops: BTreeSet<PathBuf> = BTreeSet::new();
+    // Folders of SQL, and whether a job learns from it.
+    let mut shops: BTreeMap<PathBuf, bool> = BTreeMap::new();
     for path in &jobs {
         if path.is_dir() {
-            shops.insert(path.clone());
+            shops.entry(path.clone()).or_default();
             continue;
         }
         match Spec::read(path) {
-            Ok(spec) => drop(shops.insert(PathBuf::from(spec.sql))),
+            Ok(spec) => drop(shops.insert(PathBuf::from(spec.sql), true)),
             Err(error) => {
                 // The diagnostic names the file itself.
                 let message = error.to_string();
@@ -31,8 +33,14 @@ pub async fn run(jobs: &[PathBuf], output: Output) -> Result<()> {
         }
     }
     let (mut planned, mut unplanned) = (0, BTreeSet::new());
-    for shop in &shops {
+    for (shop, learns) in &shops {
         let checked = workbench::check(shop).await?;
+        if *learns
+            && checked.errors() == 0
+            && let Err(error) = dataset::check_features(&checked.catalog)
+        {
+            found.push(Diagnostic::error("features", error.to_string()).within(&shop.join("features"), ""));
+        }
         planned += checked.tables.len();
         unplanned.extend(checked.unplanned);
         found.extend(checked.diagnostics);

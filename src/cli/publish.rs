@@ -136,7 +136,11 @@ pub async fn lookup(what: Lookup, output: Output) -> Result<()> {
             // What serves tells its own arms; a store that is asked alone is taken to serve the job as it stands.
             let served = match &what.from {
                 Some(_) => Assignment::of(&spec.targeting, &key),
-                None => publish::assignment(&publish::choose(&output_store(&spec, &what.place)?, None).await?.1).await?,
+                None => {
+                    let served = publish::assignment(&publish::choose(&output_store(&spec, &what.place)?, None).await?.1).await?;
+                    served.check_key(&key)?;
+                    served
+                }
             };
             let arm = arm_of(&pseudonym, &served.salt, &served.shares);
             Question::User { pseudonym, arm }
@@ -162,6 +166,9 @@ pub async fn forget(what: Forget, output: Output) -> Result<()> {
     let store = output_store(&Spec::read(&what.job)?, &what.place)?;
     let (run, spec, key) = open(&JobDate { job: what.job, date: "yesterday".to_owned(), place: what.place })?;
     let pseudonym = key.pseudonym(IdDomain::User, what.user.trim());
+    if !publish::history(&store).await?.is_empty() {
+        publish::assignment(&publish::choose(&store, None).await?.1).await?.check_key(&key)?;
+    }
     // Tables are written again, and none may serve who has been suppressed since.
     let suppressed = match what.dry_run {
         true => HashSet::new(),

@@ -30,7 +30,9 @@ pub mod split;
 mod units;
 mod wide_sum;
 
+use crate::error::{Error, Result};
 use crate::statistics::ab::Effect;
+use crate::statistics::bootstrap;
 use crate::statistics::ope_limits::Limits;
 use crate::statistics::{Estimate, ope};
 use arrow::array::{Array, StringArray};
@@ -81,6 +83,17 @@ impl Default for EvaluateSettings {
 }
 
 impl EvaluateSettings {
+    pub fn check(&self) -> Result<()> {
+        bootstrap::check("evaluate", self.alpha, self.replicates)?;
+        if !(self.clip > 0.0) {
+            return Err(Error::usage(format_args!("[evaluate] clip = {} must be above 0", self.clip)));
+        }
+        if let Some(loss) = self.max_loss.filter(|loss| !(0.0..=1.0).contains(loss)) {
+            return Err(Error::usage(format_args!("[evaluate] max_loss = {loss} must lie between 0 and 1")));
+        }
+        Ok(())
+    }
+
     pub fn plan(&self) -> ope::Plan {
         ope::Plan { replicates: self.replicates, alpha: self.alpha, limits: Limits::fixed(self.clip, SUB_GAUSSIAN) }
     }

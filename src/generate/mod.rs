@@ -67,6 +67,8 @@ pub struct Summary {
 }
 
 const WORLD_FILE: &str = "_world.json";
+/// The plan of a shop that is not yet whole.
+const BEGUN_FILE: &str = "_begun.json";
 
 /// Writes a shop's history, on all cores.
 ///
@@ -83,6 +85,11 @@ pub async fn generate_on(store: &Store, plan: &Plan, threads: usize) -> Result<S
         return Err(Error::usage(format_args!("{} holds another shop: {}", store.locate(""), serde_json::to_string(&other)?))
             .action("choose an empty place"));
     }
+    if let Some(other) = read_plan_of(store, BEGUN_FILE).await?.filter(|other| other != plan) {
+        return Err(Error::usage(format_args!("{} holds a part of another shop: {}", store.locate(""), serde_json::to_string(&other)?))
+            .action("remove the folder, or choose an empty place"));
+    }
+    store.put(BEGUN_FILE, serde_json::to_vec_pretty(plan)?.into()).await?;
     let world = Arc::new(new_world(plan));
     let mut summary = Summary { users: plan.users, days: plan.days, ..Summary::default() };
     let simulated = futures::stream::iter(plan.dates()).map(|date| {
@@ -108,6 +115,7 @@ pub async fn generate_on(store: &Store, plan: &Plan, threads: usize) -> Result<S
     summary.rates(days.iter().map(|day| &day.arms), conversions.len());
     // Last: a place with this file is a whole shop.
     store.put(WORLD_FILE, serde_json::to_vec_pretty(plan)?.into()).await?;
+    store.delete(BEGUN_FILE).await?;
     Ok(summary)
 }
 
@@ -147,8 +155,12 @@ impl Plan {
 
 /// The plan of the shop at a place, when one stands there whole.
 async fn read_plan(store: &Store) -> Result<Option<Plan>> {
-    let Some(bytes) = store.get_optional(WORLD_FILE).await? else { return Ok(None) };
-    let plan = serde_json::from_slice(&bytes).map_err(|error| Error::contract(format_args!("{}: {error}", store.locate(WORLD_FILE))))?;
+    read_plan_of(store, WORLD_FILE).await
+}
+
+async fn read_plan_of(store: &Store, file: &str) -> Result<Option<Plan>> {
+    let Some(bytes) = store.get_optional(file).await? else { return Ok(None) };
+    let plan = serde_json::from_slice(&bytes).map_err(|error| Error::contract(format_args!("{}: {error}", store.locate(file))))?;
     Ok(Some(plan))
 }
 

@@ -101,6 +101,10 @@ impl People {
                 other => return Err(Error::contract(format_args!("consents: purpose {other} is none of profile, target, measure"))),
             }
         }
+        if read.profile.is_empty() {
+            return Err(Error::privacy(format_args!("nobody consents to profile on {}: no row may be read", run.date))
+                .action("see what staging/consents.sql makes of the delivered consents; yesterday's table stays"));
+        }
         Ok(read)
     }
 }

@@ -3,8 +3,9 @@
 use super::{RawFacts, Settings, contract};
 use crate::error::{Context, Error, Kind, Result};
 use crate::platform::catalog::{ColumnKind, Source, SourceKind};
-use crate::platform::checks::Checks;
+use crate::platform::checks::{Check, Checks};
 use crate::platform::engine::{self, Format};
+use crate::platform::expectation::Severity;
 use crate::platform::pseudonym::Key;
 use crate::platform::run::Run;
 use crate::platform::storage::{day_of, parquet_table};
@@ -89,6 +90,7 @@ impl RawTables {
             };
             let checked = async {
                 let found = table.check(rows, name, run.date).await? + table.delivered_again(run, &context, key).await?;
+                table.look_for_old_rows(run, &context, key, name, &mut checks).await?;
                 contract::ask(run, &context, key, name, table, &mut checks).await?;
                 Ok(found)
             };
@@ -170,6 +172,9 @@ fn as_privacy(error: Error) -> Error {
 /// Folders of so many days before a day's are searched for rows that it delivers again: a repeated delivery comes the next day, or the one
 /// after a night that failed. Each costs a reading of its keys for every day of the history.
 const REDELIVERY_DAYS: u64 = 2;
+
+/// At most so many rows are counted that an older folder delivered.
+const OLD_ROWS: usize = 1_000_000;
 
 /// Which rows of a raw table a staging query sees.
 #[derive(Clone, Copy)]
@@ -335,13 +340,34 @@ impl RawTable {
         Ok(self.join_by_key(rows, earlier, JoinType::LeftSemi)?.count().await? as u64)
     }
 
+    /// Warns of rows that the run date's folder has from a folder too long ago to be searched on every day: they count twice.
+    async fn look_for_old_rows(&self, run: &Run, context: &SessionContext, key: &Key, name: &str, checks: &mut Checks) -> Result<()> {
+        let oldest = run.date - Days::new(REDELIVERY_DAYS);
+        let Some(earlier) = self.keyed(run, context, key, |day| day < oldest)? else { return Ok(()) };
+        let Some(rows) = self.scan(run, context, key, Scope::Delivered(run.date))? else { return Ok(()) };
+        let again = engine::collect(self.join_by_key(rows, earlier, JoinType::LeftSemi)?.limit(0, Some(OLD_ROWS))?).await?;
+        if again.num_rows() > 0 {
+            let check = Check {
+                name: format!("raw.{name}: delivered again after more than {REDELIVERY_DAYS} days, and counted twice"),
+                severity: Severity::Warn,
+                sql: format!("{} of {} that an older folder has", self.source.key.join(", "), run.date),
+            };
+            checks.found(&check, again.num_rows() as u64, &again.slice(0, again.num_rows().min(3)))?;
+        }
+        Ok(())
+    }
+
     /// What a log's earlier folders delivered that a day's folder may deliver again: a row counts on the day that had it first.
     fn delivered_before(&self, run: &Run, context: &SessionContext, key: &Key, day: NaiveDate) -> Result<Option<DataFrame>> {
+        self.keyed(run, context, key, |of| of < day && of >= day - Days::new(REDELIVERY_DAYS))
+    }
+
+    /// The rows of a log's folders of some days, where rows have a key.
+    fn keyed(&self, run: &Run, context: &SessionContext, key: &Key, wanted: impl Fn(NaiveDate) -> bool) -> Result<Option<DataFrame>> {
         if self.source.kind != SourceKind::Log || self.source.key.is_empty() {
             return Ok(None);
         }
-        let recent = |of: NaiveDate| of < day && of >= day - Days::new(REDELIVERY_DAYS);
-        let files: Vec<&RawFile> = self.files.iter().filter(|file| file.day.is_some_and(recent)).collect();
+        let files: Vec<&RawFile> = self.files.iter().filter(|file| file.day.is_some_and(&wanted)).collect();
         if files.is_empty() { Ok(None) } else { self.read(run, context, key, &files).map(Some) }
     }
 

@@ -110,14 +110,7 @@ pub fn train(
     valid: &InterestExamples,
     seed: u64,
 ) -> Result<(Interest, InterestFacts)> {
-    let sizes = [
-        ("epochs", settings.epochs),
-        ("batch_size", settings.batch_size),
-        ("embedding_dim", settings.embedding_dim),
-        ("threads", settings.threads),
-        ("max_rows", settings.max_rows),
-    ];
-    super::refuse("interest", settings.dropout, settings.learning_rate, &sizes)?;
+    settings.check()?;
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut categories = Categories::of(&train.categories, &[&train.pairs, &train.labels, &valid.pairs, &valid.labels])?;
     let mut candidates = Candidates::of(&train.users, &train.pairs, &categories)?;

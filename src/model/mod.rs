@@ -109,7 +109,8 @@ impl Default for ModelSettings {
 
 impl ModelSettings {
     /// Refuses settings that no training can work with.
-    fn check(&self) -> Result<()> {
+    /// What can be known before the night begins.
+    pub fn check(&self) -> Result<()> {
         let sizes = [
             ("epochs", self.epochs),
             ("batch_size", self.batch_size),
@@ -181,6 +182,20 @@ impl Default for InterestSettings {
             sampled_categories: 3,
             features: FeatureSettings::default(),
         }
+    }
+}
+
+impl InterestSettings {
+    /// What can be known before the night begins.
+    pub fn check(&self) -> Result<()> {
+        let sizes = [
+            ("epochs", self.epochs),
+            ("batch_size", self.batch_size),
+            ("embedding_dim", self.embedding_dim),
+            ("threads", self.threads),
+            ("max_rows", self.max_rows),
+        ];
+        refuse("interest", self.dropout, self.learning_rate, &sizes)
     }
 }
 

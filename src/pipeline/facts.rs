@@ -236,7 +236,7 @@ pub fn summary(facts: &Facts, until: Stage) -> Result<String, serde_json::Error>
             format!(
                 "targeting  {} campaigns, {} impressions planned, {} of {} budget{}",
                 count("/targeting/campaigns"),
-                sum("/targeting/campaigns", "planned_impressions"),
+                text("/targeting/planned_impressions"),
                 sum("/targeting/campaigns", "planned_spend").round(),
                 sum("/targeting/campaigns", "budget").round(),
                 delta.unwrap_or_default()

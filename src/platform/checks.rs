@@ -97,7 +97,7 @@ impl Checks {
     /// Logs the warnings; what is left of them after errors is a failure.
     ///
     /// # Errors
-    /// `Contract`, with every error's query and rows.
+    /// `Contract`, in one line with every error's rows and query.
     pub fn judge(&self) -> Result<()> {
         for found in self.violations.iter().filter(|found| found.severity == Severity::Warn) {
             tracing::warn!(check = found.check, rows = found.rows, query = found.query, sample = found.rows_as_text(), "check");
@@ -106,7 +106,7 @@ impl Checks {
         match errors.is_empty() {
             true => Ok(()),
             false => {
-                Err(Error::contract(errors.join("\n")).action("mend the input, or what sources.toml or the SQL says of it, and run again"))
+                Err(Error::contract(errors.join("; ")).action("mend the input, or what sources.toml or the SQL says of it, and run again"))
             }
         }
     }
@@ -120,13 +120,8 @@ fn unnamed(cell: String) -> String {
 
 impl Violation {
     fn text(&self) -> String {
-        format!(
-            "check {}: {} violations\n  {}\n  {}",
-            self.check,
-            self.rows,
-            self.query.trim_end().replace('\n', "\n  "),
-            self.rows_as_text()
-        )
+        let query = self.query.split_whitespace().collect::<Vec<_>>().join(" ");
+        format!("check {}: {} violations: {} ({query})", self.check, self.rows, self.rows_as_text())
     }
 
     /// `a=1, b=2; a=2, b=3`

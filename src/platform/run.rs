@@ -11,10 +11,11 @@ use crate::platform::storage::{FileEntry, Store, sha256};
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use bytes::Bytes;
-use chrono::{DateTime, Days, NaiveDate, Utc};
+use chrono::{DateTime, Datelike, Days, NaiveDate, Utc};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 /// Version and revision of this program, as manifests record them.
@@ -42,6 +43,7 @@ pub struct Run {
     timings: Mutex<Vec<Timing>>,
     /// How many of them are in the log.
     logged: Mutex<usize>,
+    told_of_other_build: AtomicBool,
 }
 
 /// How long a step took; kept out of every compared file.
@@ -115,7 +117,8 @@ impl Step {
 impl Run {
     pub fn new(job: Job, date: NaiveDate, raw: Store, output: Store, catalog: Catalog, engine: engine::Settings) -> Self {
         let started = (Utc::now(), Instant::now());
-        Self { job, date, raw, output, catalog, engine, started, timings: Mutex::default(), logged: Mutex::default() }
+        let (timings, logged, told_of_other_build) = (Mutex::default(), Mutex::default(), AtomicBool::default());
+        Self { job, date, raw, output, catalog, engine, started, timings, logged, told_of_other_build }
     }
 
     /// The same job and stores on another date.
@@ -156,7 +159,15 @@ impl Run {
         let key = sha256(format!("{folder}\n{VERSION}\n{inputs}").as_bytes())[..16].to_owned();
         let store = self.output.child(&format!("{folder}/{key}"));
         let (done, reused) = match finished(&store).await? {
-            Some(manifest) => (Done { store, key, facts: manifest.facts, files: manifest.files }, true),
+            Some(manifest) => {
+                // Earlier days' steps are taken from whatever build; tonight's own, from another, are somebody's who tries something.
+                let own = folder.ends_with(&format!("dt={}", self.date)) && manifest.git_sha != GIT_SHA;
+                if own && !self.told_of_other_build.swap(true, Ordering::Relaxed) {
+                    let (theirs, ours) = (&manifest.git_sha, GIT_SHA);
+                    tracing::warn!(step = folder, theirs, ours, "steps of another build are taken as they are; --from STAGE does them again");
+                }
+                (Done { store, key, facts: manifest.facts, files: manifest.files }, true)
+            }
             None => {
                 let step = Step { store: store.clone(), files: Mutex::default() };
                 let facts = work(&step).await?;
@@ -228,8 +239,11 @@ pub fn resolve_date(text: &str, job: &Job) -> Result<NaiveDate> {
     if text == "yesterday" {
         return Ok(Utc::now().with_timezone(&job.timezone).date_naive() - Days::new(1));
     }
+    // Days are counted from a date in both directions: none at the ends of the calendar.
     text.parse()
-        .map_err(|_| Error::usage(format_args!("{text} is not a date")))
+        .ok()
+        .filter(|date: &NaiveDate| (1900..3000).contains(&date.year()))
+        .ok_or_else(|| Error::usage(format_args!("{text} is not a date")))
         .context("--date")
         .map_err(|error| error.action("write it as 2026-11-22, or yesterday"))
 }

@@ -7,6 +7,7 @@
 
 use super::metrics::row_logloss;
 use super::{Interval, order};
+use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::num::NonZero;
 use std::thread;
@@ -19,6 +20,18 @@ pub struct Plan {
     /// The interval leaves out alpha / 2 at each end.
     pub alpha: f64,
     pub seed: u64,
+}
+
+/// Refuses a level or a number of bootstrap replicates that make no interval.
+pub fn check(section: &str, alpha: f64, replicates: usize) -> Result<()> {
+    if !(alpha > 0.0 && alpha < 1.0) {
+        return Err(Error::usage(format_args!("[{section}] alpha = {alpha} must lie between 0 and 1, as 0.05 does for 95 % intervals")));
+    }
+    if (replicates as f64) * alpha < 2.0 {
+        return Err(Error::usage(format_args!("[{section}] replicates = {replicates} are too few for intervals of level {alpha}"))
+            .action("give at least 200, better 1000"));
+    }
+    Ok(())
 }
 
 /// A user's id as the hash that the bootstrap clusters by.

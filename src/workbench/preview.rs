@@ -38,7 +38,7 @@ pub async fn preview(desk: &Desk, query: &Query, limit: usize) -> Result<Preview
     let context = open(desk, [query.name.as_str()]).await?;
     let table = context.table(query.name.as_str()).await?;
     let order = query.grain.iter().map(|column| ident(column).sort(true, true)).collect();
-    let sample = engine::collect(table.clone().sort(order)?.limit(0, Some(PROFILED))?).await?;
+    let sample = engine::answer(table.clone().sort(order)?.limit(0, Some(PROFILED))?, query).await?;
     let (rows, rows_of_no_key) = match sample.num_rows() {
         PROFILED => (table.count().await? as u64, rows_of_no_key(&context, &query.name, &query.grain).await?),
         fewer => (fewer as u64, sharing_their_key(&sample, &query.grain)?),

@@ -15,7 +15,7 @@ SELECT
     cat AS category_id,
     sku AS item_id,                                          -- the item it leads to
     TRIM(title) AS title,
-    CAST(CASE WHEN bid > 0 THEN bid END AS DECIMAL(18, 6)) AS bid,  -- CNY per click (cpc) or per thousand impressions (cpm)
+    CAST(CASE WHEN bid > 0 AND bid < 1000000 THEN bid END AS DECIMAL(18, 6)) AS bid,  -- CNY per click (cpc) or per thousand impressions (cpm)
     CASE LOWER(TRIM(bid_type)) WHEN 'cpc' THEN 'cpc' WHEN 'cpm' THEN 'cpm' END AS bid_type,
     first_day AS starts_at,                                  -- from the beginning of that day
     last_day + INTERVAL '1 day' AS ends_at                   -- exclusive; NULL = runs on

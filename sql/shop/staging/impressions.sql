@@ -52,7 +52,10 @@ SELECT
     outcomes.converted_at IS NOT NULL AS converted,         -- an order after the click
     outcomes.converted_at,                                  -- when both the click's and the order's row had arrived; NULL = no order
     CAST(outcomes.amount AS DECIMAL(18, 6)) AS revenue,     -- CNY; NULL = no order, or one without a valid amount
-    CAST(COALESCE(shown.charge, 0) + COALESCE(outcomes.charge, 0) AS DECIMAL(18, 6)) AS cost,  -- CNY, for the impression and its click
+    CAST(
+        CASE WHEN shown.charge < 1000000 THEN shown.charge ELSE 0 END + CASE WHEN outcomes.charge < 1000000 THEN outcomes.charge ELSE 0 END
+        AS DECIMAL(18, 6)
+    ) AS cost,  -- CNY, for the impression and its click
     CASE WHEN shown.propensity > 0 AND shown.propensity <= 1 THEN shown.propensity END AS propensity,  -- P(ad | user, arm, slot)
     LOWER(TRIM(shown.arm)) AS arm,                          -- champion, explore, holdout
     shown.policy_version,
