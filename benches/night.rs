@@ -99,7 +99,10 @@ async fn against_truth(run: &Run, facts: &Facts, key: &Key) -> nightmarket::erro
     }
     let late = facts.model.as_ref().map(|model| &model.response["late_conversions"]).filter(|late| !late.is_null());
     if let Some((arrived, expected)) = late.and_then(|late| Some((late["arrived"].as_f64()?, late["expected"].as_f64()?))) {
-        println!("it would be {:.3} of that without the conversions still expected: {arrived} arrived of {expected:.1}\n", arrived / expected);
+        println!(
+            "it would be {:.3} of that without the conversions still expected: {arrived} arrived of {expected:.1}\n",
+            arrived / expected
+        );
     }
 
     let labelled = only(run, &format!("segments/dt={}", run.date), "labels_before_floor.parquet").await?;

@@ -63,8 +63,11 @@ pub fn check_features(catalog: &Catalog) -> Result<()> {
     }
     for (grain, example) in [(&["user_id"][..], "user__activity.sql"), (&["user_id", "category_id"], "user_category__affinity.sql")] {
         if !catalog.features.iter().any(|query| query.grain == grain) {
-            return Err(Error::usage(format_args!("no feature table has the grain {}, and interests are learned from it", grain.join(", ")))
-                .action(format_args!("add one, such as features/{example}")));
+            return Err(Error::usage(format_args!(
+                "no feature table has the grain {}, and interests are learned from it",
+                grain.join(", ")
+            ))
+            .action(format_args!("add one, such as features/{example}")));
         }
     }
     Ok(())

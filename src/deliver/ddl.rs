@@ -103,9 +103,12 @@ fn spark(folder: &str) -> String {
 fn trino(name: &str, schema: &Schema, commit: &Commit, folder: &str) -> Result<String> {
     let mut columns = Vec::new();
     for field in schema.fields() {
-        columns.push((field.name(), trino_type(field.data_type()).ok_or_else(|| {
-            Error::internal(format_args!("{name}.{} is a {}, which Trino's files do not have", field.name(), field.data_type()))
-        })?));
+        columns.push((
+            field.name(),
+            trino_type(field.data_type()).ok_or_else(|| {
+                Error::internal(format_args!("{name}.{} is a {}, which Trino's files do not have", field.name(), field.data_type()))
+            })?,
+        ));
     }
     let declared: Vec<String> = columns.iter().map(|(column, kind)| format!("{column} {kind}")).collect();
     let named: Vec<&str> = columns.iter().map(|(column, _)| column.as_str()).collect();

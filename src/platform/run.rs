@@ -164,7 +164,12 @@ impl Run {
                 let own = folder.ends_with(&format!("dt={}", self.date)) && manifest.git_sha != GIT_SHA;
                 if own && !self.told_of_other_build.swap(true, Ordering::Relaxed) {
                     let (theirs, ours) = (&manifest.git_sha, GIT_SHA);
-                    tracing::warn!(step = folder, theirs, ours, "steps of another build are taken as they are; --from STAGE does them again");
+                    tracing::warn!(
+                        step = folder,
+                        theirs,
+                        ours,
+                        "steps of another build are taken as they are; --from STAGE does them again"
+                    );
                 }
                 (Done { store, key, facts: manifest.facts, files: manifest.files }, true)
             }

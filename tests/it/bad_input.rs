@@ -1,13 +1,14 @@
 //! Bad input ends in the right exit code and one clear line, or in the right result; the table of the night before still serves.
 
 use crate::shop::{DATE, NEXT, SECRET, Shop, block_on, key};
-use arrow::array::{ArrayRef, BooleanArray, Float64Array, Int64Array, RecordBatch, StringArray};
+use arrow::array::{Array, ArrayRef, BooleanArray, Float64Array, Int64Array, RecordBatch, StringArray};
 use arrow::compute::{concat_batches, filter_record_batch};
 use arrow::datatypes::{Field, Schema};
 use nightmarket::error::{Error, Kind};
 use nightmarket::pipeline::{self, Stage};
 use nightmarket::platform::storage::{parquet_bytes, parquet_table};
 use nightmarket::publish::State;
+use nightmarket::spec::Spec;
 use nightmarket::types::column;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -192,7 +193,36 @@ fn events_delivered_again_in_the_next_days_folder_count_on_their_own_day() {
 }
 
 #[test]
-fn a_user_with_100_000_events_is_one_user() {
+fn rows_that_an_old_folder_delivered_are_told() {
+    let shop = Shop::served();
+    let old = file(&shop, "events", NEXT - chrono::Days::new(5));
+    std::fs::copy(&old, shop.raw(&format!("events/dt={NEXT}/part-again.parquet"))).unwrap();
+    let facts = published(&shop);
+    let violations = facts["checks"]["violations"].as_array().unwrap();
+    let told =
+        violations.iter().find(|found| found["check"].as_str().unwrap().starts_with("raw.events: delivered again after more than 2 days"));
+    assert_eq!(told.expect("a warning")["rows"].as_u64().unwrap() as usize, read(&old).num_rows(), "{violations:?}");
+}
+
+#[test]
+fn a_user_on_many_devices_with_100_000_events_is_one_user() {
+    let (plain, shop) = (Shop::served(), Shop::served());
+    let path = file(&shop, "events", NEXT);
+    let rows = read(&path);
+    let signed_in = (0..rows.num_rows()).find(|row| column::<StringArray>(&rows, "uid").unwrap().is_valid(*row)).unwrap();
+    // So many devices that none looks like a machine.
+    let text = |of: &dyn Fn(usize) -> String| Arc::new(StringArray::from_iter_values((0..100_000).map(of))) as ArrayRef;
+    let storm = concat_batches(&rows.schema(), std::iter::repeat_n(&rows.slice(signed_in, 1), 100_000)).unwrap();
+    let storm = with_column(&storm, "event_id", "event_id", text(&|n| format!("storm-{n}")));
+    let storm = with_column(&storm, "device_id", "device_id", text(&|n| format!("device-{}", n % 300)));
+    write(&path.with_file_name("part-storm.parquet"), &parquet_bytes(storm.schema(), &[storm]).unwrap());
+    let rows = |shop: &Shop| ingested(shop, "events")["rows"].as_u64().unwrap();
+    assert_eq!(rows(&shop), rows(&plain) + 100_000);
+    published(&shop);
+}
+
+#[test]
+fn a_device_with_100_000_events_is_a_machine() {
     let shop = Shop::served();
     let path = file(&shop, "events", NEXT);
     let rows = read(&path);
@@ -237,6 +267,44 @@ fn one_ad_is_enough() {
     let facts = published(&shop);
     let campaigns = facts["targeting"]["campaigns"].as_array().expect("campaigns");
     assert!(campaigns.iter().any(|campaign| campaign["planned_impressions"].as_f64() > Some(0.0)), "{campaigns:?}");
+}
+
+#[test]
+fn settings_that_cannot_be_are_refused_before_anything_is_read() {
+    let folder = tempfile::TempDir::new().unwrap();
+    let path = folder.path().join("job.toml");
+    let job = std::fs::read_to_string("jobs/shop.toml").unwrap();
+    let without = |section: &str| {
+        job.split_once(&format!("[{section}]")).map_or(job.clone(), |(before, after)| {
+            format!("{before}{}", after.split_once("\n[").map_or(String::new(), |(_, rest)| format!("[{rest}")))
+        })
+    };
+    for (section, line, named) in [
+        ("dataset", "train_days = 0", "[dataset] train_days"),
+        ("dataset", "interest_train_days = 0", "[dataset] interest_train_days"),
+        ("gate", "alpha = 2.0", "[gate] alpha"),
+        ("gate", "replicates = 0", "[gate] replicates"),
+        ("gate", "calibration = [1.1, 1.2]", "[gate] calibration"),
+        ("evaluate", "replicates = 0", "[evaluate] replicates"),
+        ("evaluate", "clip = -1.0", "[evaluate] clip"),
+        ("model", "batch_size = 0", "[model] batch_size"),
+        ("interest", "epochs = 0", "[interest] epochs"),
+        ("engine", "memory_mib = 0", "[engine] memory_mib"),
+    ] {
+        std::fs::write(&path, format!("{}\n[{section}]\n{line}\n", without(section))).unwrap();
+        let error = Spec::read(&path).err().unwrap_or_else(|| panic!("{line} is taken"));
+        assert!(error.kind == Kind::Usage && error.to_string().contains(named), "{line}: {error}");
+    }
+    std::fs::write(&path, job.replace("arrival_lag_hours = 3", "arrival_lag_hours = 4294967295")).unwrap();
+    assert!(Spec::read(&path).err().expect("refused").to_string().contains("arrival_lag_hours"));
+}
+
+#[test]
+fn a_query_without_memory_is_no_reason_to_run_again() {
+    let mut shop = Shop::served();
+    shop.spec.engine.memory_mib = 1;
+    let error = refused(&shop);
+    assert!(error.kind == Kind::Usage && error.next_action().contains("memory_mib") && error.to_string().lines().count() == 1, "{error}");
 }
 
 #[test]

@@ -418,9 +418,17 @@ fn a_store_is_loaded_over_tls_and_only_where_its_certificate_is_trusted() {
         let user = server(&running).user.unwrap_or_default();
         let command = |authorities: &str, arguments: &[&str]| {
             let mut command = Command::new(env!("CARGO_BIN_EXE_nightmarket"));
-            command.args(arguments).env("NIGHTMARKET_PSEUDONYM_KEY", SECRET).env("NIGHTMARKET_STORE_USER", &user).env("SSL_CERT_FILE", authorities);
+            command
+                .args(arguments)
+                .env("NIGHTMARKET_PSEUDONYM_KEY", SECRET)
+                .env("NIGHTMARKET_STORE_USER", &user)
+                .env("SSL_CERT_FILE", authorities);
             let output = command.output().expect("starts");
-            (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned(), String::from_utf8_lossy(&output.stderr).into_owned())
+            (
+                output.status.code(),
+                String::from_utf8_lossy(&output.stdout).into_owned(),
+                String::from_utf8_lossy(&output.stderr).into_owned(),
+            )
         };
         // The server's own certificate is no authority: nothing is loaded through a connection that nobody vouches for.
         let (code, said, log) = command("testdata/tls/server.pem", &["publish", &job, "--to", &to]);

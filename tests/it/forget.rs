@@ -364,3 +364,16 @@ fn neither_the_erased_nor_the_secret_is_in_any_output_log_or_error() {
     assert!(known.iter().all(|path| path.ends_with("/user_segments.parquet")), "{known:?}");
     assert!(!processed("A").is_empty(), "the search finds who is processed");
 }
+
+#[test]
+fn under_another_key_nobody_is_looked_for() {
+    let shop = Shop::served();
+    let job = shop.spec_file().display().to_string();
+    for arguments in [["forget", &job, "--user", "u_0000011"], ["lookup", &job, "--user", "u_0000011"]] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_nightmarket"));
+        let output = command.args(arguments).env("NIGHTMARKET_PSEUDONYM_KEY", "another key, quite as long").output().expect("starts");
+        let line = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(2) && line.contains("key"), "{arguments:?}: {:?} {line}", output.status);
+        assert!(output.stdout.is_empty(), "no answer is better than a wrong one");
+    }
+}

@@ -90,6 +90,15 @@ fn the_same_plan_gives_the_same_bytes_whatever_the_threads() {
     assert!(one_files.iter().filter(|(path, _)| path.starts_with("events/")).all(|(path, bytes)| other_files[path] != *bytes));
     let error = block_on(generate(&store(one.path()), &plan(80, 9, 6))).expect_err("another shop is not overwritten");
     assert_eq!(error.kind, Kind::Usage, "{error}");
+
+    // A shop that was never finished is no place for another either; the same goes on.
+    let begun = TempDir::new().expect("a temporary folder");
+    let plan_of_other = serde_json::to_vec(&plan(80, 9, 6)).expect("a plan is JSON");
+    block_on(store(begun.path()).put("_begun.json", plan_of_other.into())).expect("puts");
+    let error = block_on(generate(&store(begun.path()), &plan(80, 9, 5))).expect_err("two worlds are no shop");
+    assert!(error.kind == Kind::Usage && error.to_string().contains("a part of another shop"), "{error}");
+    block_on(generate(&store(begun.path()), &plan(80, 9, 6))).expect("goes on");
+    assert_eq!(files(begun.path()), files(other.path()));
 }
 
 /// 3,000 users over 14 days.
