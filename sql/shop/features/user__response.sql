@@ -4,9 +4,8 @@
 -- range: click_ratio_30d = 0 ..
 SELECT
     impressions.user_id,
-    COUNT(*) AS n_impressions_30d,                                               -- count
-    COUNT(*) FILTER (WHERE impressions.clicked) AS n_ad_clicks_30d,              -- count
-    COUNT(*) FILTER (WHERE impressions.clicked AND impressions.occurred_at >= $as_of - INTERVAL '7 days') AS n_ad_clicks_7d,  -- count
+    COUNT(*) FILTER (WHERE impressions.occurred_at >= $as_of - INTERVAL '14 days') AS n_impressions_14d,  -- count
+    COUNT(*) FILTER (WHERE impressions.clicked AND impressions.occurred_at >= $as_of - INTERVAL '14 days') AS n_ad_clicks_14d,  -- count
     -- Clicks over those expected of the ads' rates. Decimals: the same in any order of summation.
     (COUNT(*) FILTER (WHERE impressions.clicked) + 5.0)
         / (CAST(COALESCE(SUM(CAST(ad__performance.ctr_14d AS DECIMAL(18, 6))), 0) AS DOUBLE) + 5.0) AS click_ratio_30d  -- smoothed towards 1 with the weight of 5 clicks
