@@ -136,7 +136,9 @@ pub fn find(settings: &super::Settings, inputs: &Inputs, behaviour: &Behaviour) 
     let points = Points { rows: &tastes, width: everybody.taste };
     let (found, continued) = search(points, k, &everybody.users, &yesterday, behaviour.seed);
     let mut clusters: Vec<BTreeSet<&str>> = vec![BTreeSet::new(); k];
-    found.nearest.iter().zip(&everybody.users).for_each(|(cluster, user)| drop(clusters[*cluster].insert(user)));
+    for (cluster, user) in found.nearest.iter().zip(&everybody.users) {
+        clusters[*cluster].insert(user);
+    }
     clusters.retain(|users| !users.is_empty());
     // Of new ones the largest is the first.
     clusters.sort_by(|a, b| b.len().cmp(&a.len()).then_with(|| a.first().cmp(&b.first())));
@@ -146,7 +148,7 @@ pub fn find(settings: &super::Settings, inputs: &Inputs, behaviour: &Behaviour) 
     let sensitive = Sensitive::read(inputs, &taxonomy)?;
     let reach = reach(&labels, &taxonomy, everybody.users.iter().map(String::as_str));
     let of_all = |category: &str| reach[category] as f64 / users as f64;
-    let mut named: BTreeMap<String, BTreeSet<&str>> = ids.into_iter().zip(clusters).collect();
+    let named: BTreeMap<String, BTreeSet<&str>> = ids.into_iter().zip(clusters).collect();
     let (mut audiences, mut facts) = (Vec::new(), Vec::new());
     for (segment_id, users) in &named {
         let size = users.len() as u64;
@@ -170,7 +172,7 @@ pub fn find(settings: &super::Settings, inputs: &Inputs, behaviour: &Behaviour) 
     let known = facts.iter().filter_map(|cluster| Some((cluster.stability?, cluster.users as f64)));
     let (weighted, weight) = known.fold((0.0, 0.0), |(sum, total), (stability, size)| (sum + stability * size, total + size));
     let scatter = points.scatter();
-    let members = members(named.iter_mut().flat_map(|(id, users)| users.iter().map(|user| (*user, id.as_str()))))?;
+    let members = members(named.iter().flat_map(|(id, users)| users.iter().map(|user| (*user, id.as_str()))))?;
     let facts = ClustersFacts {
         users: users as u64,
         explained: (scatter > 0.0).then(|| 1.0 - found.within / scatter),

@@ -1,6 +1,6 @@
 use super::*;
 use crate::types::column;
-use arrow::array::{Array, ArrayRef, BooleanArray, Float64Array, StringArray};
+use arrow::array::{ArrayRef, BooleanArray, Float64Array, StringArray};
 use std::sync::Arc;
 
 pub(super) fn settings() -> Settings {
