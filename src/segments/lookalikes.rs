@@ -88,7 +88,7 @@ const FEWEST_SEEDS: u64 = LOWEST_FLOOR;
 /// A user is as near to the seeds as to this many nearest ones, on average: seeds may be of several kinds.
 const NEAREST: usize = 5;
 /// At most so many seeds are compared with, and so many other users learned from, those of the smallest seeded hash. Bounds time.
-const COMPARED: usize = 500;
+const COMPARED: usize = 200;
 const LEARNED: usize = 50_000;
 const FOLDS: u64 = 5;
 /// Shares of the users at which relevance is asked.
@@ -175,21 +175,30 @@ fn rank(everybody: &Embeddings, seeds: &[usize], seed: u64) -> Result<Vec<f64>> 
 
 /// Mean cosine with the nearest seeds, oneself apart.
 fn nearness(everybody: &Embeddings, seeds: &[usize]) -> Vec<f64> {
-    let length = |row: usize| everybody.of(row).iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
-    let lengths: Vec<f64> = (0..everybody.users.len()).map(length).collect();
-    let cosine = |a: usize, b: usize| {
-        let dot: f64 = everybody.of(a).iter().zip(everybody.of(b)).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum();
-        if lengths[a] * lengths[b] > 0.0 { dot / (lengths[a] * lengths[b]) } else { 0.0 }
+    // Every row at length 1, so that a cosine is a product.
+    let unit = |row: usize| {
+        let length = everybody.of(row).iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
+        everybody.of(row).iter().map(move |x| f64::from(*x) / length.max(f64::MIN_POSITIVE))
     };
-    let mut near = Vec::new();
-    let of_row = |row: usize| {
-        near.clear();
-        near.extend(seeds.iter().filter(|seed| **seed != row).map(|seed| cosine(row, *seed)));
-        near.sort_unstable_by(|a, b| b.total_cmp(a));
-        near.truncate(NEAREST);
-        near.iter().sum::<f64>() / near.len().max(1) as f64
+    let compared: Vec<(usize, Vec<f64>)> = seeds.iter().map(|seed| (*seed, unit(*seed).collect())).collect();
+    let mut of_row = Vec::with_capacity(everybody.width);
+    let mean_of_nearest = |row: usize| {
+        of_row.clear();
+        of_row.extend(unit(row));
+        // Best first.
+        let (mut nearest, mut n) = ([f64::NEG_INFINITY; NEAREST], 0);
+        for (_, seed) in compared.iter().filter(|(seed, _)| *seed != row) {
+            let cosine: f64 = seed.iter().zip(&of_row).map(|(x, y)| x * y).sum();
+            let at = nearest.partition_point(|other| *other >= cosine);
+            if at < NEAREST {
+                nearest[at..].rotate_right(1);
+                nearest[at] = cosine;
+                n = (n + 1).min(NEAREST);
+            }
+        }
+        nearest[..n].iter().sum::<f64>() / n.max(1) as f64
     };
-    (0..everybody.users.len()).map(of_row).collect()
+    (0..everybody.users.len()).map(mean_of_nearest).collect()
 }
 
 /// Of each value the share of the others that are below it; ties share theirs.
