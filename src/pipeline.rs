@@ -1,7 +1,7 @@
 //! The night, in data-flow order: from raw logs to published targeting tables and the report.
 //!
 //! Every stage is a function over the run, its settings and its inputs; each leaves a finished step behind, so that a rerun
-//! resumes by itself. What the stages need of each other's files is in `learning` (models) and `serving` (tables).
+//! resumes by itself. What the stages need of each other's files is in `learning` (models), `segmenting` (users) and `serving` (tables).
 
 mod diagnosis;
 mod discard;
@@ -14,6 +14,7 @@ mod measure;
 mod money;
 mod reports;
 mod rules;
+mod segmenting;
 mod serving;
 
 use crate::error::{Error, Result};
@@ -120,7 +121,7 @@ async fn night(run: &Run, spec: &Spec, key: &Key, until: Stage, facts: &mut Fact
         return Ok(());
     }
 
-    let segmented = serving::segments(run, spec, &staged, &snapshots, &chosen, previous.as_ref(), &mut facts.skipped).await?;
+    let segmented = segmenting::segments(run, spec, &staged, &snapshots, &chosen, previous.as_ref(), &mut facts.skipped).await?;
     facts.segments = Some(segmented.facts.clone());
     run.log_stage("segments");
     if until == Stage::Segments {

@@ -538,6 +538,17 @@ pub struct Block {
     floats: Vec<f32>,
 }
 
+impl Block {
+    pub fn n_floats(&self) -> usize {
+        self.float_columns.len()
+    }
+
+    /// The standardised numbers of a row, in the order of the columns.
+    pub fn floats_of(&self, row: usize) -> &[f32] {
+        &self.floats[row * self.n_floats()..][..self.n_floats()]
+    }
+}
+
 impl<'a> Encoder<'a> {
     pub fn new(map: &'a FeatureMap) -> Self {
         let index = |space: &'a Space| space.tokens.iter().zip(space.offset + 2..).map(|(token, id)| (token.as_str(), id)).collect();

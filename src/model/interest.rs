@@ -36,25 +36,25 @@ pub struct InterestExamples {
 /// A trained model, plain data.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Interest {
-    at_rest: AtRest,
-    weights: Weights,
+    pub(super) at_rest: AtRest,
+    pub(super) weights: Weights,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
-struct AtRest {
-    map: FeatureMap,
+pub(super) struct AtRest {
+    pub map: FeatureMap,
     /// None: no training label varied, and every score is the category's base rate.
-    spec: Option<Spec>,
+    pub spec: Option<Spec>,
     calibrator: Calibrator,
     metrics: Metrics,
-    categories: Vec<Category>,
+    pub categories: Vec<Category>,
     /// Of a category that no training user knew.
     base_logit: f64,
     settings: InterestSettings,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
-struct Category {
+pub(super) struct Category {
     id: String,
     parent: Option<String>,
     name: Option<String>,
@@ -91,9 +91,9 @@ pub struct InterestRows {
     pub engaged: usize,
 }
 
-const USERS: usize = 0;
+pub(super) const USERS: usize = 0;
 const PAIRS: usize = 1;
-const CATEGORIES: usize = 2;
+pub(super) const CATEGORIES: usize = 2;
 const RESERVED: [&str; 3] = ["user_id", "day", "segment_id"];
 /// A base rate is smoothed by so many users of the mean rate.
 const SMOOTHING_USERS: f64 = 20.0;
@@ -263,7 +263,7 @@ const CATEGORY_NAME: &str = "category_name";
 const CATEGORY_BASE: &str = "category_base";
 
 /// The known categories and, behind them, those that only a split's rows name.
-struct Categories {
+pub(super) struct Categories {
     rows: Vec<Category>,
     index: HashMap<String, u32>,
 }
@@ -291,9 +291,17 @@ impl Categories {
         Ok(categories)
     }
 
-    fn from_rows(rows: Vec<Category>) -> Self {
+    pub fn from_rows(rows: Vec<Category>) -> Self {
         let index = rows.iter().zip(0..).map(|(category, row)| (category.id.clone(), row)).collect();
         Self { rows, index }
+    }
+
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    pub fn ids(&self) -> impl Iterator<Item = &str> {
+        self.rows.iter().map(|category| category.id.as_str())
     }
 
     /// The row of a category; one not known yet is added, without a name.
@@ -318,7 +326,7 @@ impl Categories {
     }
 
     /// category_id, parent.category_id, category_name, category_base: the first two share a space of ids.
-    fn table(&self) -> Result<RecordBatch> {
+    pub fn table(&self) -> Result<RecordBatch> {
         let ids = StringArray::from_iter_values(self.rows.iter().map(|category| &category.id));
         let parents: StringArray = self.rows.iter().map(|category| category.parent.as_ref()).collect();
         let names: StringArray = self.rows.iter().map(|category| category.name.as_ref()).collect();

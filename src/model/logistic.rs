@@ -168,6 +168,14 @@ pub(super) fn fit(
     best.map(|(_, weight)| weight).ok_or_else(|| Error::usage("[model] baseline_l2 holds no value"))
 }
 
+/// Weights of a logistic regression of `targets` on `matrix` [rows, columns], column-major, without the intercept.
+pub(super) fn separate(matrix: Array2<f64>, targets: Array1<bool>, l2: f64) -> Result<Vec<f32>> {
+    let start = Array1::zeros(matrix.ncols() + 1);
+    let (_, mut weight) = solve(&Dataset::new(matrix, targets), &start, l2, 0.0)?;
+    weight.data.pop();
+    Ok(weight.data)
+}
+
 /// The solution, to begin the next with, and the weights, whose intercept `kept` corrects.
 fn solve(dataset: &Dataset<f64, bool, ndarray::Ix1>, start: &Array1<f64>, l2: f64, kept: f64) -> Result<(Array1<f64>, Weight)> {
     let fit = |tolerance: f64| {

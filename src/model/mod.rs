@@ -8,6 +8,7 @@
 pub mod artifact;
 mod checkpoint;
 mod device;
+mod embedding;
 pub mod features;
 pub mod interest;
 mod logistic;
@@ -19,6 +20,7 @@ mod training;
 pub use artifact::Artifact;
 pub use checkpoint::Checkpoints;
 pub use device::{Probe, probe};
+pub use embedding::Embeddings;
 pub use features::Settings as FeatureSettings;
 pub use interest::{Interest, InterestExamples, InterestFacts};
 pub use network::Architecture;

@@ -1,4 +1,4 @@
-//! The shop's rule segments: SQL that names users, asked of the run date's tables.
+//! The shop's own segments: SQL that names users, asked of the run date's tables. They are a segment, or the seeds of one.
 
 use crate::error::{Error, Result};
 use crate::features::Snapshots;
@@ -6,7 +6,8 @@ use crate::ingest::Staged;
 use crate::platform::catalog::Query;
 use crate::platform::engine;
 use crate::platform::run::Run;
-use crate::segments::Rule;
+use crate::segments::lookalikes::SeedList;
+use crate::segments::{Audience, Kind};
 use crate::types::column;
 use arrow::array::{Array, StringArray};
 use chrono::NaiveDate;
@@ -33,28 +34,43 @@ pub fn keys<'a>(staged: &'a Staged, snapshots: &'a Snapshots, date: NaiveDate, r
     rules.iter().map(|query| (query.name.as_str(), [vec![query.sha256.as_str()], of(query)].concat())).collect()
 }
 
-/// Asks every rule for its users.
+/// Asks every rule for its users, and every seed list for its seeds.
 ///
 /// # Errors
 /// `Usage`, naming the file, when a rule names nobody's id or somebody twice.
-pub async fn rules(run: &Run, staged: &Staged, snapshots: &Snapshots, rules: &[&Query]) -> Result<Vec<Rule>> {
-    let mut asked = Vec::new();
+pub async fn rules(run: &Run, staged: &Staged, snapshots: &Snapshots, rules: &[&Query]) -> Result<(Vec<Audience>, Vec<SeedList>)> {
+    let (mut audiences, mut lists) = (Vec::new(), Vec::new());
     for query in rules {
-        let context = engine::session(&run.engine)?;
-        for name in &query.reads {
-            staged.register(&context, run, name, run.date, None)?;
+        let users = users(run, staged, snapshots, query).await?;
+        let (name, label) = (query.name.clone(), query.label.clone().unwrap_or_else(|| query.name.clone()));
+        match query.seeds {
+            Some(seeds) => lists.push(SeedList { name, label, leads: query.leads, users, size: seeds.size, keeps_seeds: seeds.kept }),
+            None => audiences.push(Audience {
+                segment_id: Kind::Rule.segment_id(name),
+                label,
+                kind: Kind::Rule,
+                leads: query.leads,
+                users: users.into_iter().map(|user| (user, 1.0)).collect(),
+            }),
         }
-        snapshots.register(&context, run.date, None, |name| query.reads.contains(name))?;
-        let rows = engine::answer(engine::plan(&context, query, run.as_of()).await?, query).await?;
-        let users = column::<StringArray>(&rows, "user_id")?;
-        let named = users.iter().flatten().map(str::to_owned).collect::<BTreeSet<_>>();
-        if named.len() < users.len() {
-            let (path, spare) = (query.path.display(), users.len() - named.len());
-            return Err(Error::usage(format_args!("{path}: {spare} of {} rows name no user, or one that another row names", users.len()))
-                .action("give one row a user: SELECT DISTINCT user_id … WHERE user_id IS NOT NULL"));
-        }
-        let label = query.label.clone().unwrap_or_else(|| query.name.clone());
-        asked.push(Rule { segment_id: format!("rule:{}", query.name), label, leads: query.leads, users: named });
     }
-    Ok(asked)
+    Ok((audiences, lists))
+}
+
+/// The users whom a query names.
+async fn users(run: &Run, staged: &Staged, snapshots: &Snapshots, query: &Query) -> Result<BTreeSet<String>> {
+    let context = engine::session(&run.engine)?;
+    for name in &query.reads {
+        staged.register(&context, run, name, run.date, None)?;
+    }
+    snapshots.register(&context, run.date, None, |name| query.reads.contains(name))?;
+    let rows = engine::answer(engine::plan(&context, query, run.as_of()).await?, query).await?;
+    let users = column::<StringArray>(&rows, "user_id")?;
+    let named = users.iter().flatten().map(str::to_owned).collect::<BTreeSet<_>>();
+    if named.len() < users.len() {
+        let (path, spare) = (query.path.display(), users.len() - named.len());
+        return Err(Error::usage(format_args!("{path}: {spare} of {} rows name no user, or one that another row names", users.len()))
+            .action("give one row a user: SELECT DISTINCT user_id … WHERE user_id IS NOT NULL"));
+    }
+    Ok(named)
 }

@@ -1,7 +1,6 @@
 //! A chosen model -> tonight's tables, checked against their rules and last night's.
 
 use super::learning::Chosen;
-use super::rules;
 use crate::admit::{self, Proposal};
 use crate::dataset;
 use crate::deliver::{self, Delivered};
@@ -20,8 +19,8 @@ use crate::statistics::ope;
 use crate::targeting::arms::{Arm, Shares};
 use crate::targeting::{self, supply, tables::Stamp, value};
 use crate::types::{column, optional_column};
-use arrow::array::{Array, ArrayRef, BooleanArray, Float64Array, Int64Array, RecordBatch, StringArray};
-use arrow::compute::{concat_batches, filter_record_batch};
+use arrow::array::{ArrayRef, BooleanArray, Float64Array, Int64Array, RecordBatch, StringArray};
+use arrow::compute::filter_record_batch;
 use chrono::Days;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -49,84 +48,8 @@ pub async fn table(run: &Run, staged: &Staged, name: &str) -> Result<RecordBatch
     engine::collect(context.table(name).await?).await
 }
 
-/// Users by interest: scores, labels, segments above the floor.
-pub async fn segments(
-    run: &Run,
-    spec: &Spec,
-    staged: &Staged,
-    snapshots: &Snapshots,
-    chosen: &Chosen,
-    previous: Option<&Commit>,
-    skipped: &mut Vec<String>,
-) -> Result<Done<Value>> {
-    let applicable = rules::applicable(run, staged, snapshots, skipped);
-    let eligible = staged.people.as_ref().map(|people| &people.target);
-    let inputs = json!({
-        "settings": spec.segments,
-        "snapshots": snapshots.keys(run.date),
-        "model": chosen.folder,
-        "interest": chosen.learned,
-        "ads": staged.key("ads"),
-        "impressions": staged.key("impressions"),
-        "categories": staged.key("categories"),
-        "rules": rules::keys(staged, snapshots, run.date, &applicable),
-        "consents": staged.key("consents"),
-        "suppressions": staged.key("suppressions"),
-        "previous": previous.map(|commit| &commit.tables),
-    });
-    run.step(&format!("segments/dt={}", run.date), &inputs, async |step: &Step| {
-        let scores = match &chosen.interest {
-            Some(interest) => {
-                let mut batches = Vec::new();
-                for bucket in 0..run.engine.buckets {
-                    let users = dataset::user_rows(run, snapshots, run.date, Some(bucket)).await?;
-                    let pairs = dataset::pairs(run, snapshots, run.date, Some(bucket), &users).await?;
-                    batches.push(interest.score(&users, &pairs)?);
-                }
-                concat_batches(&batches[0].schema(), &batches)?
-            }
-            None => interest_from_responses(run, staged, snapshots, chosen).await?,
-        };
-        let previous = match previous {
-            Some(commit) => Some(run.output.child(&commit.tables).read_parquet("user_segments.parquet").await?),
-            None => None,
-        };
-        let weights = rows_by_context(run, staged).await?;
-        let categories = table(run, staged, "categories").await?;
-        let rules = rules::rules(run, staged, snapshots, &applicable).await?;
-        let inputs = segments::Inputs {
-            scores: &scores,
-            categories: &categories,
-            rules: &rules,
-            eligible,
-            previous: previous.as_ref(),
-            weights: weights.as_ref(),
-        };
-        let found = segments::segment(&spec.segments, &inputs)?;
-        step.write_table("segments.parquet", &found.segments).await?;
-        step.write_table("user_segments.parquet", &found.user_segments).await?;
-        step.write_table("labels_before_floor.parquet", &found.labels_before_floor).await?;
-        Ok(serde_json::to_value(&found.facts)?)
-    })
-    .await
-}
-
-/// Without events, a user's interest in a category is the mean response expected to its ads.
-async fn interest_from_responses(run: &Run, staged: &Staged, snapshots: &Snapshots, chosen: &Chosen) -> Result<RecordBatch> {
-    let users = dataset::user_rows(run, snapshots, run.date, None).await?;
-    let ads = table(run, staged, "ads").await?;
-    let ads: Vec<String> = column::<StringArray>(&ads, "ad_id")?.iter().flatten().map(str::to_owned).collect();
-    let nowhere: ArrayRef = Arc::new(StringArray::from(vec![""; users.num_rows()]));
-    let users = RecordBatch::try_from_iter([("user_id", users["user_id"].clone()), ("segment_id", nowhere)])?;
-    let candidates = dataset::candidates(run, staged, snapshots, &users, &ads).await?;
-    let p_click = chosen.response.score(&candidates)?.p_click;
-    let (user, category) = (column::<StringArray>(&candidates, "user_id")?, column::<StringArray>(&candidates, "category_id")?);
-    let rows = (0..candidates.num_rows()).filter(|&row| category.is_valid(row));
-    segments::interest_from_response(rows.map(|row| (user.value(row), category.value(row), p_click[row])))
-}
-
 /// Rows a context stands for, where rows belong to no persons; `None` where a user is one.
-async fn rows_by_context(run: &Run, staged: &Staged) -> Result<Option<BTreeMap<String, u64>>> {
+pub async fn rows_by_context(run: &Run, staged: &Staged) -> Result<Option<BTreeMap<String, u64>>> {
     if staged.people.is_some() {
         return Ok(None);
     }

@@ -20,7 +20,7 @@ pub struct Catalog {
     pub staging: Vec<Query>,
     /// The feature tables, ordered likewise.
     pub features: Vec<Query>,
-    /// Rules: the users whom one returns are a segment.
+    /// Rules and seed lists: the users whom one returns are a segment, or those like them are.
     pub segments: Vec<Query>,
     /// Rows returned are violations; run on the staged tables.
     pub checks: Vec<Query>,
@@ -173,7 +173,18 @@ pub struct Query {
     pub label: Option<String>,
     /// Of a segment: whether it comes before the interests of its users.
     pub leads: bool,
+    /// Of a segment: what is wanted of those who are like its users; `None` where the users themselves are the segment.
+    pub seeds: Option<Seeds>,
     pub sha256: String,
+}
+
+/// What a header says of lookalikes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seeds {
+    /// Users wanted.
+    pub size: Option<u64>,
+    /// Whether the seeds are in their own segment.
+    pub kept: bool,
 }
 
 impl Query {

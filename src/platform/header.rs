@@ -5,7 +5,7 @@ use crate::platform::diagnostic::Diagnostic;
 use std::ops::Range;
 
 /// The fields that a header may have, each with what it says.
-pub const FIELDS: [(&str, &str); 12] = [
+pub const FIELDS: [(&str, &str); 15] = [
     ("grain", "the columns that make a row unique"),
     ("owner", "the team that answers for it"),
     ("tags", "words to select tables by"),
@@ -18,6 +18,9 @@ pub const FIELDS: [(&str, &str); 12] = [
     ("severity", "of a check: error stops the night, warn is told"),
     ("label", "of a segment: its name for people"),
     ("place", "of a segment: before the interests of its users, or after them"),
+    ("kind", "of a segment: rule, its users are the segment; seed, those like its users are"),
+    ("size", "of a segment of kind seed: the users wanted"),
+    ("seeds", "of a segment of kind seed: in or out, whether its own users are in it"),
 ];
 
 /// A header's lines, as written.
@@ -92,6 +95,16 @@ impl Header {
                 faults.push(Diagnostic::error("header", format!("no severity is called {value}")).at(value_at.clone(), "error or warn"));
             } else if name == "place" && !matches!(value.as_str(), "before" | "after") {
                 faults.push(Diagnostic::error("header", format!("no place is called {value}")).at(value_at.clone(), "before or after"));
+            } else if name == "kind" && !matches!(value.as_str(), "rule" | "seed") {
+                faults.push(Diagnostic::error("header", format!("no segment is of kind {value}")).at(value_at.clone(), "rule or seed"));
+            } else if name == "size" && value.parse::<u64>().map_or(true, |size| size == 0) {
+                let fault = Diagnostic::error("header", format!("{value} is no number of users")).at(value_at.clone(), "a whole number");
+                faults.push(fault.help("leave the field out to get as many users as the night suggests"));
+            } else if name == "seeds" && !matches!(value.as_str(), "in" | "out") {
+                faults.push(Diagnostic::error("header", format!("seeds are in or out, not {value}")).at(value_at.clone(), "in or out"));
+            } else if matches!(name.as_str(), "size" | "seeds") && self.field("kind").is_none_or(|kind| kind.value != "seed") {
+                let fault = Diagnostic::error("header", format!("{name} says something of seeds, and this file has none"));
+                faults.push(fault.at(name_at.clone(), "without kind: seed").help("add the line `-- kind: seed`"));
             } else if name == "grain" {
                 let columns = self.list("grain");
                 if let Some(twice) = columns.iter().enumerate().find(|(at, column)| columns[..*at].contains(column)) {
@@ -137,6 +150,20 @@ mod tests {
         let owner = header.field("owner").expect("an owner");
         assert_eq!((&TEXT[owner.name_at.clone()], &TEXT[owner.value_at.clone()]), ("owner", "ads"));
         assert_eq!(header.faults(), []);
+    }
+
+    #[test]
+    fn what_is_wanted_of_seeds_is_checked() {
+        let messages = |fields: &str| {
+            let faults = Header::read(&format!("-- A.\n-- grain: user_id\n-- owner: x\n{fields}")).faults();
+            faults.into_iter().map(|fault| fault.message).collect::<Vec<_>>()
+        };
+        assert_eq!(messages("-- kind: seed\n-- size: 500\n-- seeds: in\n"), [""; 0]);
+        assert_eq!(messages("-- kind: seeds\n"), ["no segment is of kind seeds"]);
+        assert_eq!(messages("-- kind: seed\n-- size: many\n"), ["many is no number of users"]);
+        assert_eq!(messages("-- kind: seed\n-- size: 0\n"), ["0 is no number of users"]);
+        assert_eq!(messages("-- kind: seed\n-- seeds: yes\n"), ["seeds are in or out, not yes"]);
+        assert_eq!(messages("-- size: 500\n"), ["size says something of seeds, and this file has none"]);
     }
 
     #[test]

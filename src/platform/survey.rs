@@ -3,7 +3,7 @@
 //! A broken file takes nothing else with it: whoever reads it is not to blame, and all that is wrong is found in one go.
 
 use crate::error::{Error, Result};
-use crate::platform::catalog::{Catalog, ColumnKind, Query, Source, nearest};
+use crate::platform::catalog::{Catalog, ColumnKind, Query, Seeds, Source, nearest};
 use crate::platform::diagnostic::{Diagnostic, Severity};
 use crate::platform::expectation::{Severity as Level, expectations};
 use crate::platform::header::Header;
@@ -216,6 +216,10 @@ fn read_text(path: &Path, sql: String) -> (Option<Query>, Vec<Diagnostic>) {
         daily: value("daily"),
         description: header.description.clone(),
         label: value("label"),
+        seeds: value("kind").filter(|kind| kind == "seed").map(|_| Seeds {
+            size: value("size").and_then(|size| size.parse().ok()),
+            kept: value("seeds").is_some_and(|seeds| seeds == "in"),
+        }),
         leads: header.field("place").is_some_and(|field| field.value == "before"),
         severity: if header.field("severity").is_some_and(|field| field.value == "warn") { Level::Warn } else { Level::Error },
         expectations,

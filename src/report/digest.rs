@@ -32,6 +32,7 @@ pub fn digest(facts: &Value) -> Value {
         ("users", "/segments/users"),
         ("users_released", "/segments/users_released"),
         ("stability", "/segments/stability"),
+        ("rank_overlap", "/segments/rank_overlap"),
         ("gap", "/targeting/certificate/gap"),
         ("skipped", "/skipped"),
     ] {

@@ -4,7 +4,7 @@ use super::arms::{Arm, Shares};
 use super::money;
 use super::value::{self, NO_AD, Offers};
 use crate::error::Result;
-use crate::segments::{EVERYONE, Taxonomy, category_of, full, is_rule, table};
+use crate::segments::{EVERYONE, Taxonomy, category_of, full, is_audience, table};
 use crate::types::column;
 use arrow::array::{Array, ArrayRef, Date32Array, Float64Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
 use chrono::{DateTime, NaiveDate, Utc};
@@ -217,7 +217,8 @@ fn check_segments(tables: &Tables, audiences: &BTreeMap<&str, Audience>) -> Resu
 /// Segments are of known, harmless categories.
 fn check_categories(tables: &Tables, terms: &Terms) -> Result<Vec<String>> {
     let taxonomy = Taxonomy::read(terms.categories)?;
-    let harmless = |id: &&str| *id == EVERYONE || is_rule(id) || category_of(id).is_some_and(|category| taxonomy.may_be_label(category));
+    let harmless =
+        |id: &&str| *id == EVERYONE || is_audience(id) || category_of(id).is_some_and(|category| taxonomy.may_be_label(category));
     let ids = full::<StringArray>(tables.segments, "segment_id")?.iter().flatten();
     Ok(ids.filter(|id| !harmless(id)).map(|id| format!("{id} is of a sensitive or unknown category")).collect())
 }

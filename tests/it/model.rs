@@ -579,6 +579,35 @@ fn labels_of_the_article(interest: &Interest) -> [&'static str; 3] {
 }
 
 #[test]
+fn users_of_one_taste_lie_together_and_what_may_not_count_adds_nothing() {
+    let mut shop = Shop::default();
+    shop.add("busy", 9, &vec![(1, 5.0, 5.0, 3.0, 2.0)], &["鞋子"]);
+    shop.add("quiet", 9, &vec![(1, 1.0, 0.0, 0.0, 0.0)], &[]);
+    shop.add("phones", 9, &vec![(3, 4.0, 3.0, 0.0, 0.0), (4, 3.0, 2.0, 0.0, 0.0)], &[]);
+    shop.add("shoes_and_toys", 9, &vec![(1, 2.0, 1.0, 0.0, 0.0), (5, 4.0, 4.0, 0.0, 0.0)], &[]);
+    shop.add("toys", 9, &vec![(5, 4.0, 4.0, 0.0, 0.0)], &[]);
+    let examples = shop.examples();
+    let interest = &interested().0;
+    let scores = interest.score(&examples.users, &examples.pairs).expect("scores");
+    let all = interest.embed(&examples.users, &scores, |_| true).expect("embeds").expect("a network");
+    assert_eq!(all.users, ["busy", "quiet", "phones", "shoes_and_toys", "toys"]);
+    assert_eq!(all.width, all.taste + 1, "the number of queries is a habit");
+    let taste = |of: &nightmarket::model::Embeddings, user: &str| {
+        let row = of.users.iter().position(|other| other == user).expect("a place");
+        of.of(row)[..of.taste].to_vec()
+    };
+    let length = taste(&all, "busy").iter().map(|x| x * x).sum::<f32>().sqrt();
+    assert!((length - 1.0).abs() < 1e-5, "of one category: {length}");
+    assert_eq!(taste(&all, "busy"), taste(&all, "quiet"), "how much is no taste");
+    assert_ne!(taste(&all, "busy"), taste(&all, "phones"));
+    assert_ne!(taste(&all, "busy"), taste(&all, "shoes_and_toys"));
+    let some = interest.embed(&examples.users, &scores, |category| category != "40").expect("embeds").expect("a network");
+    assert_eq!(some.users, ["busy", "quiet", "phones", "shoes_and_toys"], "who showed a sign of nothing else has no place");
+    assert_eq!(taste(&some, "shoes_and_toys"), taste(&some, "busy"));
+    assert_eq!(taste(&some, "phones"), taste(&all, "phones"));
+}
+
+#[test]
 fn more_evidence_never_lowers_a_score() {
     for (category, (_, _, name)) in CATEGORIES.iter().enumerate() {
         let name = *name;

@@ -206,6 +206,14 @@ fn three_nights_close_the_loop() {
         let facts = shop.night(date).expect("the night runs");
         assert_eq!(facts.publish.as_ref().expect("a finding").state, State::Published, "{}", serde_json::to_value(&facts.admit).unwrap());
         assert_eq!(shop.history().len(), night + 2);
+        let segments = facts.segments.expect("segments");
+        let clusters = segments["clusters"]["clusters"].as_array().expect("clusters");
+        let of_last_night = clusters.iter().filter(|cluster| cluster["stability"].is_number()).count();
+        assert!(clusters.len() >= 2 && 2 * of_last_night >= clusters.len(), "clusters keep their ids: {}", segments["clusters"]);
+        assert!(segments["rank_overlap"].as_f64().is_some_and(|overlap| overlap > 0.3 && overlap <= 1.0), "{}", segments["rank_overlap"]);
+        let like = &segments["lookalikes"][0];
+        assert_eq!(like["segment_id"], "lookalike:like_recent_buyers");
+        assert!(like["size"].is_number() != like["withheld"].is_string(), "found, or it is said why not: {like}");
         let measured = facts.evaluate.expect("measured");
         assert_eq!(measured.policy_version.as_deref(), Some(served.policy_version.as_str()), "last night's table is measured");
         let json = serde_json::to_value(&measured).unwrap();
@@ -285,6 +293,7 @@ fn open_bandit_runs_and_says_what_it_cannot_know() {
     assert!(["identified", "not_identified"].contains(&json["off_policy"]["verdict"]["kind"].as_str().unwrap()));
     let skipped = json["skipped"].to_string();
     assert!(skipped.contains("no persons") && skipped.contains("no events") && skipped.contains("no campaigns"), "{skipped}");
+    assert!(skipped.contains("clusters of behaviour: there is no interest network"), "{skipped}");
     let impressions = column::<BooleanArray>(&read(&find(out.path(), "train.parquet")), "clicked").map(|clicked| clicked.len()).unwrap();
     assert!(impressions > 8_000, "four days of both policies: {impressions}");
 }

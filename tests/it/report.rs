@@ -108,6 +108,19 @@ fn the_page_holds_every_section_with_its_numbers_intervals_and_sizes() {
             ],
         ),
         ("segments", &["鞋子", "服饰 &gt; 鞋子", "2,411", "interest:home", "no parent", "camping", "+218", "+24 %"]),
+        (
+            "segments",
+            &[
+                "rank-biased, p = 0.9",
+                "84 %",
+                "鞋子 · 户外",
+                "61 % of the scatter",
+                "46 users are fewer than 100",
+                "像近期买家",
+                "chart-like-1",
+                "1,544",
+            ],
+        ),
         ("features", &["Importance by permutation", "user_activity.n_clicks_30d", "0.0409", "shuffled 3 times over 4,000 rows"]),
         (
             "data",
@@ -233,7 +246,7 @@ fn a_kept_table_and_an_alarm_stand_at_the_top() {
 fn a_fact_of_a_later_version_is_shown_without_a_change_here() {
     let mut facts = sample();
     facts["targeting"]["duality_gap"] = json!(0.000_123);
-    facts["segments"]["clusters"] = json!([{"cluster": 7, "users": 411}]);
+    facts["segments"]["communities"] = json!([{"cluster": 7, "users": 411}]);
     facts["evaluate"]["fatigue"] = json!([{"exposure": 1, "ctr": 0.021}, {"exposure": 2, "ctr": 0.017}]);
     facts["drift"] = json!([{"table": "user__last", "column": "price", "psi": 0.31}]);
     facts["bids"] = json!({"campaigns_changed": 4});

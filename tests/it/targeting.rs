@@ -520,9 +520,9 @@ impl Shop {
     }
 
     fn try_night(&self) -> Result<Night> {
-        let settings = segments::Settings { labels_per_user: 2, floor: 50, enter: 60 };
+        let settings = segments::Settings { labels_per_user: 2, floor: 50, enter: 60, ..Default::default() };
         let inputs = segments::Inputs {
-            rules: &[],
+            audiences: &[],
             scores: &self.interest,
             categories: &self.categories,
             eligible: None,

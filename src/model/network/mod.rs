@@ -275,6 +275,11 @@ impl Spec {
 const BASE: &str = "out_bias";
 
 impl Fields {
+    /// Numbers of an embedding.
+    pub fn dim(&self) -> usize {
+        self.dim
+    }
+
     fn of(map: &FeatureMap, dim: usize, first_order: usize, attention: bool) -> Self {
         let ranges: Vec<Range<usize>> = map.columns.iter().map(|column| column.role.ints()).filter(|range| !range.is_empty()).collect();
         let asks = |range: &Range<usize>| {
