@@ -1,6 +1,7 @@
 -- How a user answered to ads in the last 14 days.
 -- grain: user_id
 -- owner: ads-science
+-- window: 14 days
 SELECT
     user_id,
     COUNT(*) AS n_impressions_14d,                                           -- count

@@ -1,6 +1,7 @@
 -- What a user showed of interest in a category in 30 days: what they touched, and what their searches lead to.
 -- grain: user_id, category_id
 -- owner: growth-analytics
+-- window: 30 days
 WITH touched AS (
     SELECT
         user_id,
