@@ -1,9 +1,12 @@
 //! Canonical tables -> feature snapshots: every feature query of the shop, as of each day asked for.
 //!
 //! The queries see the tables through [`Staged::as_of`], so a snapshot of day d holds nothing that was not known at d's cut-off.
-//! A table keyed by user runs bucket by bucket: memory is bounded by the largest bucket, and the rows stay in bucket order.
+//! A table keyed by user runs bucket by bucket: memory is bounded by the largest bucket, and the rows stay in bucket order. What an
+//! earlier night computed from the same rows is not computed again: see [`ledger`].
 
 pub mod drift;
+pub mod ledger;
+mod seen;
 
 use crate::error::{Context, Error, Result};
 use crate::ingest::Staged;
@@ -13,12 +16,15 @@ use crate::platform::engine::{self, Format};
 use crate::platform::run::{Done, Run, Step};
 use arrow::array::{Array, RecordBatch};
 use arrow::datatypes::SchemaRef;
-use chrono::{DateTime, NaiveDate, Utc};
-use datafusion::prelude::{DataFrame, SessionContext};
+use chrono::NaiveDate;
+use datafusion::prelude::{DataFrame, SessionContext, ident, lit};
 use futures::stream::{self, StreamExt, TryStreamExt};
+use ledger::{Entry, Inputs, Mend, Way};
+use seen::{Seen, View};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
+use std::sync::Arc;
 
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
@@ -41,6 +47,8 @@ pub struct Snapshots {
     pub tables: BTreeMap<String, FeatureTable>,
     days: BTreeMap<NaiveDate, BTreeMap<String, Done<FeatureFacts>>>,
     pub skipped: Vec<String>,
+    /// What became of each snapshot, in the order in which they were made.
+    pub ledger: Vec<Entry>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -68,7 +76,7 @@ pub async fn run(run: &Run, staged: &Staged, days: &BTreeSet<NaiveDate>) -> Resu
 
 /// Computes the feature tables that are wanted; these must come with those they read.
 pub async fn only(run: &Run, staged: &Staged, days: &BTreeSet<NaiveDate>, wanted: impl Fn(&str) -> bool) -> Result<Snapshots> {
-    let mut snapshots = Snapshots { tables: BTreeMap::new(), days: BTreeMap::new(), skipped: Vec::new() };
+    let mut snapshots = Snapshots { tables: BTreeMap::new(), days: BTreeMap::new(), skipped: Vec::new(), ledger: Vec::new() };
     let mut queries: Vec<&Query> = Vec::new();
     for query in run.catalog.features.iter().filter(|query| wanted(&query.name)) {
         let there = |name: &String| staged.has(name) || queries.iter().any(|earlier| earlier.name == *name);
@@ -80,8 +88,19 @@ pub async fn only(run: &Run, staged: &Staged, days: &BTreeSet<NaiveDate>, wanted
         }
     }
     for &day in days {
+        let mut seen = BTreeMap::new();
         for query in &queries {
-            snapshot(run, staged, &mut snapshots, query, day).await.with_context(|| format!("features {} for {day}", query.name))?;
+            for name in &query.reads {
+                let view = View { name, day, window_days: query.window_days };
+                let mends = |other: &&&Query| other.window_days.is_some() && by_user(&other.grain);
+                let users = queries.iter().filter(mends).any(|other| other.window_days == view.window_days && other.reads.contains(name));
+                if seen.contains_key(&view) {
+                    continue;
+                }
+                let read = view.seen(run, staged, &snapshots, users).await;
+                seen.insert(view, read.with_context(|| format!("features {}: reading {name} for {day}", query.name))?);
+            }
+            snapshot(run, staged, &mut snapshots, query, day, &seen).await.with_context(|| format!("features {} for {day}", query.name))?;
         }
     }
     Ok(snapshots)
@@ -127,31 +146,41 @@ pub async fn check(run: &Run, staged: &Staged, snapshots: &Snapshots) -> Result<
     Ok(checks)
 }
 
-async fn snapshot(run: &Run, staged: &Staged, snapshots: &mut Snapshots, query: &Query, day: NaiveDate) -> Result<()> {
-    #[derive(Serialize)]
-    struct Inputs<'a> {
-        sql: &'a str,
-        as_of: DateTime<Utc>,
-        cut_off: DateTime<Utc>,
-        reads: BTreeMap<&'a str, &'a str>,
-        buckets: usize,
-    }
-    let earlier = snapshots.keys(day);
+async fn snapshot(
+    run: &Run,
+    staged: &Staged,
+    snapshots: &mut Snapshots,
+    query: &Query,
+    day: NaiveDate,
+    seen: &BTreeMap<View<'_>, Seen>,
+) -> Result<()> {
+    let view = |name| View { name, day, window_days: query.window_days };
+    let seen: BTreeMap<&str, &Seen> = query.reads.iter().map(|name| (name.as_str(), &seen[&view(name)])).collect();
     let inputs = Inputs {
-        sql: &query.sha256,
+        sql: query.statement_sha256.clone(),
         as_of: run.job.as_of(day),
         cut_off: run.job.cut_off(day),
-        reads: query.reads.iter().map(|name| (name.as_str(), staged.key(name).unwrap_or_else(|| earlier[name.as_str()]))).collect(),
+        reads: seen.iter().map(|(name, seen)| ((*name).to_owned(), seen.done.facts.content.clone())).collect(),
         buckets: run.engine.buckets,
     };
     let buckets: Vec<Option<usize>> = if by_user(&query.grain) { (0..run.engine.buckets).map(Some).collect() } else { vec![None] };
+    let folder = format!("features/{}/dt={day}", query.name);
+    let mut entry = Entry { table: query.name.clone(), day, way: Way::Reused, why: None, users: None };
     let done = run
-        .step(&format!("features/{}/dt={day}", query.name), &inputs, async |step: &Step| {
+        .step(&folder, &inputs, async |step: &Step| {
+            let kept = run.kept(&folder).await?;
+            let mend = ledger::mend(run, query, &inputs, &seen, &kept).await?;
+            entry.why = Some(ledger::why(&inputs, &kept));
+            entry.way = if mend.is_some() { Way::Mended } else { Way::Recomputed };
+            entry.users = mend.as_ref().map(Mend::users);
             let mut facts = FeatureFacts { table: query.name.clone(), day, rows: 0 };
-            let snapshots = &*snapshots;
+            let (snapshots, mend) = (&*snapshots, mend.as_ref());
             let answer = async |bucket: Option<usize>| {
-                let frame = planned(run, staged, snapshots, query, day, bucket).await?;
-                rows(frame, query).await.map(|rows| (bucket, rows))
+                let rows = match (mend, bucket) {
+                    (Some(mend), Some(bucket)) => mended(run, staged, snapshots, query, day, bucket, mend).await?,
+                    _ => rows(planned(run, staged, snapshots, query, day, bucket).await?, query).await?,
+                };
+                Ok::<_, Error>((bucket, rows))
             };
             let mut answers = pin!(stream::iter(buckets).map(answer).buffered(run.engine.buckets_at_once()));
             while let Some((bucket, rows)) = answers.try_next().await? {
@@ -159,8 +188,7 @@ async fn snapshot(run: &Run, staged: &Staged, snapshots: &mut Snapshots, query: 
                     step.write_parquet(SCHEMA_FILE, rows.schema(), &[]).await?;
                 }
                 facts.rows += rows.num_rows() as u64;
-                let name = bucket.map_or("all.parquet".to_owned(), |bucket| format!("bucket={bucket}.parquet"));
-                step.write_table(&name, &rows).await?;
+                step.write_table(&bucket.map_or("all.parquet".to_owned(), file), &rows).await?;
             }
             Ok(facts)
         })
@@ -172,7 +200,25 @@ async fn snapshot(run: &Run, staged: &Staged, snapshots: &mut Snapshots, query: 
         snapshots.tables.insert(query.name.clone(), table);
     }
     snapshots.days.entry(day).or_default().insert(query.name.clone(), done);
+    snapshots.ledger.push(entry);
     Ok(())
+}
+
+/// A bucket of an earlier snapshot, with the rows of the users who changed computed anew.
+async fn mended(
+    run: &Run,
+    staged: &Staged,
+    snapshots: &Snapshots,
+    query: &Query,
+    day: NaiveDate,
+    bucket: usize,
+    mend: &Mend,
+) -> Result<RecordBatch> {
+    let changed = &mend.changed[bucket];
+    let frame = planned_for(run, staged, snapshots, query, day, Some(bucket), Some(changed)).await?;
+    let schema: SchemaRef = Arc::new(engine::plain_schema(frame.schema().as_arrow()));
+    let anew = if changed.is_empty() { RecordBatch::new_empty(schema.clone()) } else { rows(frame, query).await? };
+    mend.with(bucket, &file(bucket), anew, &schema, &query.grain).await
 }
 
 /// The query as it runs: as of `day`, over one bucket of users or over everybody, sorted by its key.
@@ -184,11 +230,29 @@ pub async fn planned(
     day: NaiveDate,
     bucket: Option<usize>,
 ) -> Result<DataFrame> {
+    planned_for(run, staged, snapshots, query, day, bucket, None).await
+}
+
+/// As [`planned`], over some users alone.
+async fn planned_for(
+    run: &Run,
+    staged: &Staged,
+    snapshots: &Snapshots,
+    query: &Query,
+    day: NaiveDate,
+    bucket: Option<usize>,
+    users: Option<&BTreeSet<String>>,
+) -> Result<DataFrame> {
     let context = engine::session(&bucket.map_or(run.engine.clone(), |_| run.engine.of_one_bucket()))?;
     for name in &query.reads {
-        staged.register(&context, run, name, day, bucket)?;
+        let view = View { name, day, window_days: query.window_days };
+        let mut rows = view.rows(run, staged, snapshots, &context, bucket)?;
+        let of_users = staged.is_of_users(name) || snapshots.tables.get(name).is_some_and(|table| by_user(&table.key));
+        if let (Some(users), true) = (users, of_users) {
+            rows = rows.filter(ident("user_id").in_list(users.iter().map(lit).collect(), false))?;
+        }
+        context.register_table(name.as_str(), rows.into_view())?;
     }
-    snapshots.register(&context, day, bucket, |name| query.reads.contains(name))?;
     let frame = engine::numbers_as_float64(engine::plan(&context, query, run.job.as_of(day)).await?)?;
     Ok(frame.sort(engine::ascending(&query.grain))?)
 }
@@ -220,6 +284,10 @@ async fn rows(frame: DataFrame, query: &Query) -> Result<RecordBatch> {
     Ok(rows)
 }
 
+fn file(bucket: usize) -> String {
+    format!("bucket={bucket}.parquet")
+}
+
 /// Whether a table of this key is computed and stored by bucket of users.
 fn by_user(grain: &[String]) -> bool {
     grain.first().is_some_and(|column| column == "user_id")
@@ -228,19 +296,32 @@ fn by_user(grain: &[String]) -> bool {
 impl Snapshots {
     /// Adds the feature tables of a day to a session; with a bucket, only that bucket's rows of the per-user ones.
     pub fn register(&self, context: &SessionContext, day: NaiveDate, bucket: Option<usize>, wanted: impl Fn(&str) -> bool) -> Result<()> {
-        let Some(tables) = self.days.get(&day) else { return Ok(()) };
-        for (name, done) in tables.iter().filter(|(name, _)| wanted(name)) {
-            let table = &self.tables[name];
-            let bucket = bucket.filter(|_| by_user(&table.key)).map(|bucket| format!("bucket={bucket}.parquet"));
-            let paths = done.files.iter().map(|file| &file.path).filter(|path| *path != SCHEMA_FILE);
-            let paths: Vec<String> = paths.filter(|path| bucket.as_ref().is_none_or(|bucket| *path == bucket)).cloned().collect();
-            let rows = match bucket {
-                Some(_) => engine::sorted_files(context, &done.store, &paths, &table.schema, &table.key)?,
-                None => engine::files(context, &done.store, &paths, Format::Parquet, table.schema.clone())?,
-            };
-            context.register_table(name.as_str(), rows.into_view())?;
+        for name in self.days.get(&day).into_iter().flat_map(BTreeMap::keys).filter(|name| wanted(name)) {
+            context.register_table(name.as_str(), self.rows(context, name, day, bucket)?.into_view())?;
         }
         Ok(())
+    }
+
+    /// The rows of one table of a day.
+    fn rows(&self, context: &SessionContext, name: &str, day: NaiveDate, bucket: Option<usize>) -> Result<DataFrame> {
+        let made = self.days.get(&day).and_then(|tables| tables.get(name));
+        let done = made.ok_or_else(|| Error::internal(format_args!("{name} was not made for {day}")))?;
+        let table = &self.tables[name];
+        let bucket = bucket.filter(|_| by_user(&table.key)).map(file);
+        let paths = done.files.iter().map(|file| &file.path).filter(|path| *path != SCHEMA_FILE);
+        let paths: Vec<String> = paths.filter(|path| bucket.as_ref().is_none_or(|bucket| *path == bucket)).cloned().collect();
+        match bucket {
+            Some(_) => engine::sorted_files(context, &done.store, &paths, &table.schema, &table.key),
+            None => engine::files(context, &done.store, &paths, Format::Parquet, table.schema.clone()),
+        }
+    }
+
+    /// Logs how many snapshots were taken from earlier nights.
+    pub fn log(&self) {
+        let count = |way| self.ledger.iter().filter(|entry| entry.way == way).count();
+        let users: u64 = self.ledger.iter().filter_map(|entry| entry.users).sum();
+        let (reused, mended, recomputed) = (count(Way::Reused), count(Way::Mended), count(Way::Recomputed));
+        tracing::info!(reused, mended, recomputed, users_mended = users, "snapshots");
     }
 
     /// Whether there are snapshots of a day.

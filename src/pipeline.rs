@@ -83,6 +83,7 @@ async fn night(run: &Run, spec: &Spec, key: &Key, until: Stage, facts: &mut Fact
     let with_interest = staged.has("events");
     let days = spec.dataset.snapshot_days(run.date, with_interest);
     let snapshots = features::run(run, &staged, &days).await?;
+    snapshots.log();
     facts.featured(&snapshots);
     facts.skipped.extend(features::short_windows(run, spec.ingest.history_days, &days));
     facts.checks.add(features::check(run, &staged, &snapshots).await?);

@@ -50,11 +50,28 @@ impl Staged {
 
     /// Adds one canonical table, as known at the cut-off of `day`, to a session. A table that the shop does not have is left out.
     pub fn register(&self, context: &SessionContext, run: &Run, name: &str, day: NaiveDate, bucket: Option<usize>) -> Result<()> {
-        if let Some(table) = self.tables.get(name) {
-            let rows = table.as_of_day(context, day, bucket)?;
-            context.register_table(name, known_at(rows, run, day)?.into_view())?;
+        if let Some(rows) = self.known(context, run, name, day, bucket)? {
+            context.register_table(name, rows.into_view())?;
         }
         Ok(())
+    }
+
+    /// The rows of one canonical table as known at the cut-off of `day`; `None` when the shop does not have it.
+    pub fn known(
+        &self,
+        context: &SessionContext,
+        run: &Run,
+        name: &str,
+        day: NaiveDate,
+        bucket: Option<usize>,
+    ) -> Result<Option<DataFrame>> {
+        let Some(table) = self.tables.get(name) else { return Ok(None) };
+        known_at(table.as_of_day(context, day, bucket)?, run, day).map(Some)
+    }
+
+    /// Whether a table's rows lie in buckets of users.
+    pub fn is_of_users(&self, name: &str) -> bool {
+        self.tables.get(name).is_some_and(|table| table.bucketed)
     }
 }
 
@@ -85,13 +102,16 @@ impl Table {
     }
 }
 
+/// The columns that say when a row of a log happened.
+pub const TIMES: [&str; 2] = ["occurred_at", "hour"];
+
 /// Cuts a canonical table at the cut-off of `day`: rows and outcomes that were not known then are not there.
 fn known_at(rows: DataFrame, run: &Run, day: NaiveDate) -> Result<DataFrame> {
     let (as_of, cut_off) = (run.job.as_of(day), run.job.cut_off(day));
     let schema = rows.schema().as_arrow().clone();
     let has = |name: &str| schema.field_with_name(name).is_ok();
     let mut rows = rows;
-    for column in ["occurred_at", "hour"] {
+    for column in TIMES {
         if has(column) {
             rows = rows.filter(engine::before(column, as_of))?;
         }

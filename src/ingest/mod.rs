@@ -23,6 +23,7 @@ use chrono::NaiveDate;
 use people::Allowed;
 use people::suppressed;
 use raw::RawTables;
+pub use known::TIMES;
 pub use replay::{Logs, Part};
 use serde::{Deserialize, Serialize};
 pub use staging::bucket_of;

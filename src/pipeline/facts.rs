@@ -12,6 +12,7 @@ use crate::dataset::DatasetFacts;
 use crate::deliver::Delivered;
 use crate::evaluate::EvaluationFacts;
 use crate::features::drift::Drift;
+use crate::features::ledger::Entry;
 use crate::features::{FeatureFacts, Snapshots};
 use crate::ingest::{IngestFacts, Staged};
 use crate::platform::checks::Checks;
@@ -28,7 +29,7 @@ use serde_json::Value;
 /// may come at any time.
 const SCHEMA_VERSION: u32 = 2;
 
-/// Everything the report shows. Only `timings` and `took` differ between two runs of the same night.
+/// Everything the report shows. Only `timings`, `took` and `ledger` differ between two runs of the same night.
 #[derive(Serialize)]
 pub struct Facts {
     pub schema_version: u32,
@@ -36,6 +37,8 @@ pub struct Facts {
     pub checks: Checks,
     pub ingest: Option<IngestFacts>,
     pub features: Vec<FeatureFacts>,
+    /// What was taken from earlier nights: not the same when the night is run again.
+    pub ledger: Vec<Entry>,
     pub leak: Option<Leaks>,
     pub drift: Vec<Drift>,
     pub dataset: Option<Datasets>,
@@ -107,6 +110,7 @@ impl Facts {
             checks: Checks::default(),
             ingest: None,
             features: Vec::new(),
+            ledger: Vec::new(),
             leak: None,
             drift: Vec::new(),
             dataset: None,
@@ -153,6 +157,7 @@ impl Facts {
     pub(super) fn featured(&mut self, snapshots: &Snapshots) {
         self.skipped.extend(snapshots.skipped.iter().cloned());
         self.features = snapshots.facts();
+        self.ledger.clone_from(&snapshots.ledger);
     }
 
     pub(super) fn prepared(&mut self, response: &Done<DatasetFacts>, interest: Option<&Done<DatasetFacts>>) {

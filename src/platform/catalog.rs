@@ -165,6 +165,8 @@ pub struct Query {
     pub reads: BTreeSet<String>,
     /// How far before the as-of date its text looks, days; `None` where it does not say.
     pub looks_back_days: Option<u64>,
+    /// Of a feature: how far before the as-of date it is shown logs, days; without it, as far as the night reads.
+    pub window_days: Option<u64>,
     /// What the header says of the columns.
     pub expectations: Vec<Expectation>,
     /// Of a check: what its rows do.
@@ -176,6 +178,8 @@ pub struct Query {
     /// Of a segment: what is wanted of those who are like its users; `None` where the users themselves are the segment.
     pub seeds: Option<Seeds>,
     pub sha256: String,
+    /// Of what decides the rows: grain, window and the statement without its comments and blanks.
+    pub statement_sha256: String,
 }
 
 /// What a header says of lookalikes.

@@ -5,11 +5,12 @@ use crate::platform::diagnostic::Diagnostic;
 use std::ops::Range;
 
 /// The fields that a header may have, each with what it says.
-pub const FIELDS: [(&str, &str); 15] = [
+pub const FIELDS: [(&str, &str); 16] = [
     ("grain", "the columns that make a row unique"),
     ("owner", "the team that answers for it"),
     ("tags", "words to select tables by"),
     ("daily", "the raw table of which each day is staged once"),
+    ("window", "of a feature: how far back it sees, and that its rows of a past day are kept"),
     ("not_null", "columns that are never NULL"),
     ("unique", "columns of which no value comes twice"),
     ("accepted", "the values that a column may have"),
@@ -105,6 +106,8 @@ impl Header {
             } else if matches!(name.as_str(), "size" | "seeds") && self.field("kind").is_none_or(|kind| kind.value != "seed") {
                 let fault = Diagnostic::error("header", format!("{name} says something of seeds, and this file has none"));
                 faults.push(fault.at(name_at.clone(), "without kind: seed").help("add the line `-- kind: seed`"));
+            } else if name == "window" && header_days(value).is_none() {
+                faults.push(Diagnostic::error("header", format!("{value} is no window")).at(value_at.clone(), "write it as 30 days"));
             } else if name == "grain" {
                 let columns = self.list("grain");
                 if let Some(twice) = columns.iter().enumerate().find(|(at, column)| columns[..*at].contains(column)) {
@@ -128,6 +131,12 @@ impl Header {
         }
         faults
     }
+}
+
+/// Whole days, `30 days` or `1 day`.
+pub fn header_days(value: &str) -> Option<u64> {
+    let (number, unit) = value.split_once(' ')?;
+    matches!(unit.trim(), "day" | "days").then(|| number.parse().ok()).flatten().filter(|days| (1..=3660).contains(days))
 }
 
 /// A field's name is one word in small letters; what else stands before a colon is prose.
@@ -175,6 +184,8 @@ mod tests {
             messages("-- A.\n-- grain: a\n-- grain: b\n-- owner:\n"),
             ["the header says grain twice", "the header's owner is empty"]
         );
+        assert_eq!(messages("-- A.\n-- grain: a\n-- owner: x\n-- window: a month\n"), ["a month is no window"]);
+        assert_eq!(header_days("30 days").zip(header_days("1 day")), Some((30, 1)));
         assert_eq!(messages("-- A.\n-- grain: a, a\n-- owner: x\n"), ["the grain names a twice"]);
         assert_eq!(messages("-- grain: a\n"), ["the header lacks its owner and its description"]);
     }

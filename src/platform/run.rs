@@ -191,6 +191,28 @@ impl Run {
         Ok(done)
     }
 
+    /// The manifests of the steps that stand in a step's folder, whatever decided them: the last written first.
+    pub async fn kept<T: DeserializeOwned>(&self, folder: &str) -> Result<Vec<Manifest<T>>> {
+        let mut objects = self.output.list(folder).await?;
+        objects.retain(|object| step_of(&object.path).is_some_and(|step| step.rsplit_once('/').is_some_and(|(above, _)| above == folder)));
+        // Two written at one moment still have an order.
+        objects.sort_by(|a, b| (b.modified, &b.path).cmp(&(a.modified, &a.path)));
+        let mut found = Vec::new();
+        for object in objects {
+            // One that is being removed, or is of another shape, is no step to go on from.
+            let Some(bytes) = self.output.get_optional(&object.path).await? else { continue };
+            found.extend(serde_json::from_slice(&bytes).ok());
+        }
+        Ok(found)
+    }
+
+    /// A step that was finished earlier, when its every file is whole.
+    pub async fn earlier<T: DeserializeOwned>(&self, manifest: &Manifest<T>) -> Result<Option<Done<T>>> {
+        let store = self.output.child(&format!("{}/{}", manifest.step, manifest.key));
+        let whole = finished::<T>(&store).await?;
+        Ok(whole.map(|manifest| Done { store, key: manifest.key, facts: manifest.facts, files: manifest.files }))
+    }
+
     /// Logs what the steps since the last call were: the line of a stage for the morning after.
     pub fn log_stage(&self, stage: &str) {
         let timings = self.timings();

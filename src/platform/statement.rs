@@ -102,6 +102,13 @@ pub fn tokens(text: &str) -> Result<Vec<TokenWithSpan>, Diagnostic> {
     })
 }
 
+/// A text without its comments and blanks: two texts of one such form are the same query.
+pub fn bare(text: &str) -> String {
+    let tokens = tokens(text).unwrap_or_default();
+    let words = tokens.iter().filter(|token| !matches!(token.token, Token::Whitespace(_))).map(|token| token.token.to_string());
+    words.collect::<Vec<_>>().join(" ")
+}
+
 /// The bytes that a parser's span covers.
 pub fn range(text: &str, span: Span) -> Range<usize> {
     offset(text, span.start.line, span.start.column)..offset(text, span.end.line, span.end.column)
@@ -406,6 +413,13 @@ mod tests {
         ] {
             assert_eq!(parse(text).expect(text).looks_back_days, days, "{text}");
         }
+    }
+
+    #[test]
+    fn comments_and_blanks_make_no_other_query() {
+        let text = "-- grain: a\nSELECT a,   -- count\n  'x  y' AS b /* why */ FROM t\n";
+        assert_eq!(bare(text), bare("SELECT a, 'x  y' AS b\nFROM t"));
+        assert_ne!(bare(text), bare("SELECT a, 'x y' AS b FROM t"));
     }
 
     #[test]

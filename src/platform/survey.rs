@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::platform::catalog::{Catalog, ColumnKind, Query, Seeds, Source, nearest};
 use crate::platform::diagnostic::{Diagnostic, Severity};
 use crate::platform::expectation::{Severity as Level, expectations};
-use crate::platform::header::Header;
+use crate::platform::header::{Header, header_days};
 use crate::platform::statement;
 use crate::platform::storage::sha256;
 use petgraph::algo::{tarjan_scc, toposort};
@@ -210,6 +210,11 @@ fn read_text(path: &Path, sql: String) -> (Option<Query>, Vec<Diagnostic>) {
         name,
         path: path.to_owned(),
         sha256: sha256(sql.as_bytes()),
+        statement_sha256: {
+            let decisive = ["grain", "window"].map(|name| value(name).unwrap_or_default()).join("\n");
+            sha256(format!("{decisive}\n{}", statement::bare(&sql)).as_bytes())
+        },
+        window_days: value("window").and_then(|window| header_days(&window)),
         grain: header.list("grain"),
         owner: value("owner"),
         tags: header.list("tags").into_iter().collect(),
@@ -251,6 +256,18 @@ impl Names<'_> {
         if room == "segments" && query.grain != ["user_id"] {
             let at = Header::read(&query.sql).field("grain").map_or(0..0, |field| field.value_at.clone());
             faults.push(Diagnostic::error("header", "a segment is a set of users").at(at.clone(), "not user_id").suggest(at, "user_id"));
+        }
+        if let Some(window) = query.window_days {
+            let says = match (room, query.looks_back_days) {
+                ("features", Some(days)) if days == window => None,
+                ("features", Some(days)) => Some(format!("the header says window: {window} days, but the query looks {days} days back")),
+                ("features", None) => {
+                    Some(format!("the header says window: {window} days, but the query has no $as_of - INTERVAL '{window} days'"))
+                }
+                _ => Some(format!("a window is of a feature, and this file is in {room}/")),
+            };
+            let at = Header::read(&query.sql).field("window").map_or(0..0, |field| field.value_at.clone());
+            faults.extend(says.map(|says| Diagnostic::error("header", says).at(at, "not so")));
         }
         let places = statement::parse(&query.sql).map(|select| select.reads).unwrap_or_default();
         faults.extend(query.reads.iter().filter_map(|read| self.unknown(room, query, read, places.get(read).cloned().unwrap_or(0..0))));

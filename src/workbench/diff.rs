@@ -107,7 +107,7 @@ pub async fn against_run(desk: &Desk, query: &Query) -> Result<Diff> {
         .ok_or_else(|| Error::internal(format_args!("the snapshot of {} has no file", query.name)))?;
     let before = concat_batches(&schema, &parts)?;
     let after = rows(desk, &query.name).await?;
-    let same = if snapshot.sql() == query.sha256 { ", made by the same SQL" } else { "" };
+    let same = if snapshot.is_of(query) { ", made by the same SQL" } else { "" };
     compare(query, date, format!("the snapshot {}{same}", snapshot.manifest.key), &before, &after)
 }
 

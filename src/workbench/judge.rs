@@ -1,7 +1,7 @@
 //! What is wrong with a query that plans: its grain, its columns' names, its joins, its use of other users' rows.
 
 use crate::platform::catalog::{Query, nearest};
-use crate::platform::diagnostic::Diagnostic;
+use crate::platform::diagnostic::{Diagnostic, Severity};
 use crate::platform::expectation::Rule;
 use crate::platform::header::Header;
 use crate::platform::statement::{Select, range};
@@ -31,7 +31,12 @@ pub fn judge(query: &Query, select: &Select, plan: &Plan, tables: &[Planned]) ->
             };
             tables.iter().find(|table| table.name == name).as_ref().is_some_and(of_users)
         };
-        found.extend(layout::across_users(&plan.optimized, &bucketed, &|column| place(text, column)));
+        let mut across = layout::across_users(&plan.optimized, &bucketed, &|column| place(text, column));
+        // With a window, users whose rows changed are computed anew by themselves: what is counted across users would be wrong.
+        if query.window_days.is_some() {
+            across.iter_mut().for_each(|found| found.severity = Severity::Error);
+        }
+        found.extend(across);
     }
     found
 }

@@ -16,9 +16,10 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// The hash of the SQL that made it.
-    pub fn sql(&self) -> &str {
-        self.manifest.inputs.get("sql").and_then(serde_json::Value::as_str).unwrap_or_default()
+    /// Whether a query of this text made it: of a feature, comments and blanks aside.
+    pub fn is_of(&self, query: &Query) -> bool {
+        let sql = self.manifest.inputs.get("sql").and_then(serde_json::Value::as_str);
+        sql.is_some_and(|sql| [&query.sha256, &query.statement_sha256].iter().any(|own| *own == sql))
     }
 }
 
@@ -41,7 +42,7 @@ pub async fn modified(output: &Store, catalog: &Catalog) -> Result<BTreeSet<Stri
     for query in catalog.queries() {
         let objects = tables.get(&(query.room().to_owned(), query.name.clone())).map(Vec::as_slice).unwrap_or_default();
         let found = read(output, newest(objects, None)).await?;
-        if found.is_none_or(|snapshot| snapshot.sql() != query.sha256) {
+        if found.is_none_or(|snapshot| !snapshot.is_of(query)) {
             changed.insert(query.name.clone());
         }
     }

@@ -115,7 +115,7 @@ async fn staging_run(run: &Run, wanted: &BTreeSet<String>) -> Result<Run> {
     catalog.sources.retain(|name, _| sources.contains(name));
     let mut output = run.output.clone();
     for query in &catalog.staging {
-        if last_run::last(&run.output, query, None).await?.is_some_and(|last| last.sql() != query.sha256) {
+        if last_run::last(&run.output, query, None).await?.is_some_and(|last| !last.is_of(query)) {
             output = run.output.child(ASIDE);
         }
     }

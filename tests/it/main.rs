@@ -9,6 +9,7 @@ mod deliver;
 mod evaluate;
 mod forget;
 mod generate;
+mod incremental;
 mod k8s;
 mod layers;
 mod leak;

@@ -1,6 +1,7 @@
 -- How an ad did in the last 14 days.
 -- grain: ad_id
 -- owner: ads-science
+-- window: 14 days
 -- not_null: ctr_14d, cvr_14d
 -- range: ctr_14d = 0 .. 1; cvr_14d = 0 .. 1
 WITH shown AS (

@@ -1,6 +1,7 @@
 -- How popular an item was in the last 7 days.
 -- grain: item_id
 -- owner: merchandising
+-- window: 7 days
 SELECT
     item_id,
     COUNT(*) AS n_events_7d,                                            -- count

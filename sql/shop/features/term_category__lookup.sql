@@ -1,6 +1,7 @@
 -- Which categories a search term leads to: what people touched right after searching it, over all users.
 -- grain: term, category_id
 -- owner: search
+-- window: 30 days
 WITH led_to AS (
     SELECT LOWER(TRIM(query)) AS term, category_id, COUNT(*) AS n_events
     FROM events

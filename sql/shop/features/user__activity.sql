@@ -1,6 +1,7 @@
 -- How much a user did in the last 30 days, by kind of event.
 -- grain: user_id
 -- owner: growth-analytics
+-- window: 30 days
 WITH recent AS (
     SELECT event_id, user_id, event_type, category_id, platform, price, occurred_at
     FROM events

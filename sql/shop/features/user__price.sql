@@ -1,6 +1,7 @@
 -- How dear the items are that a user looks at and buys, within their categories, in 30 days.
 -- grain: user_id
 -- owner: merchandising
+-- window: 30 days
 -- range: price_level_30d = 0 .. 1
 SELECT
     events.user_id,

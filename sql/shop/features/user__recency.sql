@@ -1,6 +1,7 @@
 -- How long ago a user was last seen in 30 days, by kind of event.
 -- grain: user_id
 -- owner: growth-analytics
+-- window: 30 days
 SELECT
     user_id,
     DATE_PART('epoch', $as_of - MAX(occurred_at)) / 3600.0 AS hours_since_event,                                            -- hours

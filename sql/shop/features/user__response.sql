@@ -2,6 +2,7 @@
 -- grain: user_id
 -- owner: ads-science
 -- range: click_ratio_30d = 0 ..
+-- window: 30 days
 SELECT
     impressions.user_id,
     COUNT(*) FILTER (WHERE impressions.occurred_at >= $as_of - INTERVAL '14 days') AS n_impressions_14d,  -- count

@@ -1,6 +1,7 @@
 -- The last 50 items a user touched in 30 days and their categories, oldest first.
 -- grain: user_id
 -- owner: growth-analytics
+-- window: 30 days
 SELECT
     user_id,
     ARRAY_SLICE(ARRAY_AGG(item_id ORDER BY occurred_at, event_id), -50, -1) AS items,           -- item ids, most recent last

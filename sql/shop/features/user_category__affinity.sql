@@ -2,6 +2,7 @@
 -- grain: user_id, category_id
 -- owner: growth-analytics
 -- range: share_30d = 0 .. 1
+-- window: 30 days
 WITH touched AS (
     SELECT
         user_id,
