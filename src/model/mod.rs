@@ -14,17 +14,21 @@ pub mod interest;
 mod logistic;
 mod network;
 pub mod response;
+mod streamed;
 mod table;
+mod text;
 mod training;
 
 pub use artifact::Artifact;
 pub use checkpoint::Checkpoints;
 pub use device::{Probe, probe};
 pub use embedding::Embeddings;
-pub use features::Settings as FeatureSettings;
+pub use features::{Settings as FeatureSettings, encoded_bytes};
 pub use interest::{Interest, InterestExamples, InterestFacts};
 pub use network::Architecture;
 pub use response::{Compression, LateConversions, Response, ResponseFacts, ResponseModels, Scores};
+pub use streamed::{Streamed, Survey, Take};
+pub use text::TextEncoder;
 pub use training::{EpochFacts, Monitor, Precision, RateSchedule, Targets};
 
 use crate::error::{Error, Result};

@@ -8,7 +8,8 @@ use super::checkpoint::Checkpoints;
 use super::features::{self, Encoded, Encoder, FeatureMap};
 use super::logistic::{self, Dense};
 use super::network::{Architecture, Spec, TABLE, Weights};
-use super::training::{self, Earlier, EpochFacts, Monitor, Precision, RateSchedule, Schedule, Start, Targets};
+use super::streamed::{self, Streamed, Survey};
+use super::training::{self, Earlier, EpochFacts, Monitor, Precision, RateSchedule, Schedule, Source, Start, Stream, Targets};
 use super::{Metrics, ModelSettings, Storage, calibrator, device_name, logit, moved_to, rounded, sigmoid, smoothed_rate};
 use crate::error::{Error, Kind, Result};
 use crate::statistics::calibration::Calibrator;
@@ -258,6 +259,8 @@ pub struct Examples {
     dense: Dense,
     /// What the training rows get in the dense view in place of what their own labels taught.
     out_of_fold: Vec<f32>,
+    /// Where the network's training rows come from and how many they are, where `rows` are but a sample of them.
+    streamed: Option<(Streamed, usize)>,
 }
 
 /// A network and how its training went.
@@ -282,14 +285,44 @@ impl Examples {
     ) -> Result<Self> {
         settings.check()?;
         let map = features::fit(&[features::Part { table: train, rows: None }], &settings.features, reserved, |_| false)?;
+        Self::encoded(settings, map, (train, targets), (valid, valid_targets), None)
+    }
+
+    /// Of training rows that stay where they are: `survey` has seen all of them, `streamed` hands them out again in every epoch. The
+    /// baseline learns from the survey's sample.
+    ///
+    /// # Errors
+    /// As [`train`], and `Usage` for what needs the rows in memory.
+    pub fn streamed(settings: &ModelSettings, survey: Survey, streamed: Streamed, valid: (&RecordBatch, Targets)) -> Result<Self> {
+        settings.check()?;
+        if settings.architecture == Architecture::Article {
+            return Err(streamed::refused("architecture = \"article\""));
+        }
+        let rows = survey.rows();
+        let (map, sample, targets) = survey.finish()?;
+        Self::encoded(settings, map, (&sample, targets), valid, Some((streamed, rows)))
+    }
+
+    fn encoded(
+        settings: &ModelSettings,
+        map: FeatureMap,
+        (train, targets): (&RecordBatch, Targets),
+        (valid, valid_targets): (&RecordBatch, Targets),
+        streamed: Option<(Streamed, usize)>,
+    ) -> Result<Self> {
         let encoder = Encoder::new(&map);
         let (rows, valid_rows) = (encoder.encode(train, None)?, encoder.encode(valid, None)?);
         let (dense, out_of_fold) = Dense::fit(&map, &rows, &targets.positive);
-        Ok(Self { settings: settings.clone(), rows, targets, valid_rows, valid_targets, dense, out_of_fold, map })
+        Ok(Self { settings: settings.clone(), rows, targets, valid_rows, valid_targets, dense, out_of_fold, map, streamed })
     }
 
     /// Training rows.
     pub fn rows(&self) -> usize {
+        self.streamed.as_ref().map_or(self.rows.rows, |(_, rows)| *rows)
+    }
+
+    /// Training rows in memory: all, or the sample of those that are streamed.
+    pub fn resident_rows(&self) -> usize {
         self.rows.rows
     }
 
@@ -391,13 +424,15 @@ impl Examples {
                 let spec = Spec::article(self.dense.width(), heads);
                 let train = self.dense.rows(&self.rows, Some(&self.out_of_fold), &all(&self.rows));
                 let valid = self.dense.rows(&self.valid_rows, None, &all(&self.valid_rows));
-                let (train, valid) = ((&train, &self.targets), (&valid, &self.valid_targets));
+                let (train, valid) = (Source::resident(&train, &self.targets), (&valid, &self.valid_targets));
                 let trained = training::train(&spec, train, valid, &start, &article_schedule(settings), seed)?;
                 (Core::Plain { dense: self.dense.clone(), spec }, trained)
             }
             embedded => {
                 let spec = Spec::embedded(embedded, &self.map, settings.embedding_dim, &settings.hidden, heads, settings.attention);
-                let (train, valid) = ((&self.rows, &self.targets), (&self.valid_rows, &self.valid_targets));
+                let streamed = self.streamed.as_ref().map(|(from, rows)| Stream { from, map: &self.map, rows: *rows });
+                let train = Source { rows: &self.rows, targets: &self.targets, streamed };
+                let valid = (&self.valid_rows, &self.valid_targets);
                 let earlier = earlier.and_then(|earlier| earlier.goes_on_as(&spec, &self.map));
                 start = Start { neutral_rows: self.map.neutral_rows(), earlier, checkpoints };
                 let trained = training::train(&spec, train, valid, &start, &schedule(settings), seed)?;

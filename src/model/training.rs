@@ -7,9 +7,10 @@
 
 use super::checkpoint::{At, BEST, Checkpoint, Checkpoints, Progress, Steps};
 use super::device;
-use super::features::Encoded;
+use super::features::{Encoded, FeatureMap};
 use super::network::{Dropout, Inputs, Logits, Pass, Spec, TABLE, Weight, Weights, agreement, is_running};
 use super::sigmoid;
+use super::streamed::Streamed;
 use super::table::{Adam, Ids, Order, Pace, Rows, Table};
 use crate::error::{Error, Result};
 use crate::statistics::metrics;
@@ -27,6 +28,34 @@ pub struct Targets {
     pub positive: Vec<bool>,
     /// Whether a click converted too; none where it is not known.
     pub converted: Option<Vec<Option<bool>>>,
+}
+
+/// Training rows.
+#[derive(Clone, Copy)]
+pub(super) struct Source<'a> {
+    /// All of them or, where they are streamed, a sample: for the curve and for the rates at which outputs start.
+    pub rows: &'a Encoded,
+    pub targets: &'a Targets,
+    pub streamed: Option<Stream<'a>>,
+}
+
+/// Rows that come from elsewhere in every epoch.
+#[derive(Clone, Copy)]
+pub(super) struct Stream<'a> {
+    pub from: &'a Streamed,
+    pub map: &'a FeatureMap,
+    /// How many there are.
+    pub rows: usize,
+}
+
+impl<'a> Source<'a> {
+    pub fn resident(rows: &'a Encoded, targets: &'a Targets) -> Self {
+        Self { rows, targets, streamed: None }
+    }
+
+    fn len(&self) -> usize {
+        self.streamed.map_or(self.rows.rows, |stream| stream.rows)
+    }
 }
 
 /// How to train.
@@ -189,7 +218,7 @@ const WIDE: usize = 128;
 /// `Contract` when the loss is no number however slow the training, `Usage` for a device that is not there.
 pub(super) fn train(
     spec: &Spec,
-    train: (&Encoded, &Targets),
+    train: Source,
     valid: (&Encoded, &Targets),
     start: &Start,
     schedule: &Schedule,
@@ -249,7 +278,7 @@ fn gpu_failure(panic: &(dyn std::any::Any + Send)) -> Option<GpuFailure> {
 
 fn attempt(
     spec: &Spec,
-    (train, targets): (&Encoded, &Targets),
+    train: Source,
     (valid, valid_targets): (&Encoded, &Targets),
     start: &Start,
     schedule: &Schedule,
@@ -257,20 +286,22 @@ fn attempt(
     device: Device,
 ) -> Result<Trained> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let first = start.weights(spec, targets, &mut rng);
+    let first = start.weights(spec, train.targets, &mut rng);
     let mut live = Live::new(spec, &first, device, schedule.threads);
     if schedule.ema > 0.0 {
         live.average_over(schedule.ema);
     }
     let mut dropout = Dropout::new(schedule.dropout, ChaCha8Rng::seed_from_u64(rng.next_u64()));
     let products = products(schedule.precision, spec, device);
-    let (rows, y) = (Rows::on(device, train), target_matrix(targets, device));
-    let (curve, curve_targets) = curve_rows(train, targets);
-    let steps = train.rows.div_ceil(schedule.batch_size.min((train.rows / schedule.min_steps).max(16)));
-    let mut order = Order::new(train.rows);
+    let (curve, curve_targets) = curve_rows(train.rows, train.targets);
+    let batch_size = schedule.batch_size.min((train.len() / schedule.min_steps).max(16));
+    let mut batches = match train.streamed {
+        None => Batches::Resident(Resident::new(train.rows, train.targets, device)),
+        Some(stream) => Batches::Streamed(stream, rng.next_u64()),
+    };
 
     let mut at = Progress {
-        training: format!("{spec:?} {schedule:?} seed {seed}, {} rows on {}", train.rows, device::name(device)),
+        training: format!("{spec:?} {schedule:?} seed {seed}, {} rows on {}", train.len(), device::name(device)),
         epochs_done: 0,
         rate: schedule.learning_rate,
         drops: 0,
@@ -286,28 +317,25 @@ fn attempt(
         dropout.take_up(&state, &tensor(&arrays[POOL], device));
         best = best.into_keys().map(|name| (name.clone(), arrays[&format!("{BEST}{name}")].clone())).collect();
         // The generator and the order stand where as many epochs leave them.
-        (0..progress.epochs_done).for_each(|_| order.shuffle(&mut rng, device));
+        (0..progress.epochs_done).for_each(|_| batches.skip_epoch(&mut rng, device));
         tracing::info!(epochs = progress.epochs_done, "an interrupted training goes on");
         at = progress;
     }
     let resumed = at.epochs_done;
-    let rate_at = |epochs_done: usize, step: usize, rate: f64| {
-        schedule.rates.at(rate, (epochs_done * steps + step) as f64 / (schedule.epochs * steps) as f64)
-    };
+    let rate_at =
+        |epochs_done: usize, share: f64, rate: f64| schedule.rates.at(rate, (epochs_done as f64 + share) / schedule.epochs as f64);
     for epoch in resumed + 1..=schedule.epochs {
         at.epochs_done = epoch - 1;
         if at.epochs_done > resumed {
             start.checkpoint(&at, &best, &live, &dropout)?;
         }
-        order.shuffle(&mut rng, device);
-        for step in 0..steps {
-            let range = part(train.rows, steps, step);
-            let (ids, floats) = rows.chosen(&order, range.clone());
-            let y = y.index_select(0, &order.chosen(range));
-            let rate = rate_at(epoch - 1, step, at.rate);
+        let mut last = 0.0;
+        batches.epoch(epoch, batch_size, &mut rng, device, |batch| {
+            last = batch.done;
+            let rate = rate_at(epoch - 1, batch.done, at.rate);
             let paces = (Pace { rate, l2: schedule.weight_decay }, Pace { rate, l2: schedule.embedding_l2 });
-            live.step(spec, &ids, &floats, &y, products, &mut dropout, paces);
-        }
+            live.step(spec, &batch.ids, &batch.floats, &batch.y, products, &mut dropout, paces);
+        })?;
         live.swap_average();
         let of = |rows: &Encoded, targets: &Targets| {
             let scores: Vec<f64> = live.forward(spec, rows, device).iter().step_by(spec.heads).map(|x| sigmoid(f64::from(*x))).collect();
@@ -331,7 +359,7 @@ fn attempt(
             _ => -valid_logloss,
         };
         let kept = at.best_gain.is_none_or(|best| gain > best + GAIN);
-        let learning_rate = rate_at(epoch - 1, steps - 1, at.rate);
+        let learning_rate = rate_at(epoch - 1, last, at.rate);
         at.epochs.push(EpochFacts { epoch, learning_rate, train_logloss, valid_logloss, train_auc, valid_auc, kept });
         tracing::info!(epoch, learning_rate, train_logloss, valid_logloss, valid_auc, kept, "epoch");
         if kept {
@@ -358,6 +386,78 @@ fn attempt(
 
 fn diverged(rate: f64) -> Error {
     Error::contract("the network's training gave no finite loss").action(format_args!("lower learning_rate (it was {rate}) and run again"))
+}
+
+/// The training rows in batches, in an order of each epoch's own.
+enum Batches<'a> {
+    Resident(Resident<'a>),
+    /// With the seed of the orders.
+    Streamed(Stream<'a>, u64),
+}
+
+/// Rows that are on the device all the while.
+struct Resident<'a> {
+    rows: Rows<'a>,
+    /// [rows, 1 or 3]
+    y: Tensor,
+    order: Order,
+    len: usize,
+}
+
+struct Batch {
+    ids: Ids,
+    floats: Tensor,
+    y: Tensor,
+    /// The share of the epoch that was done before it.
+    done: f64,
+}
+
+impl Batches<'_> {
+    fn epoch(&mut self, epoch: usize, batch_size: usize, rng: &mut ChaCha8Rng, device: Device, mut step: impl FnMut(Batch)) -> Result<()> {
+        match self {
+            Self::Resident(resident) => {
+                resident.order.shuffle(rng, device);
+                resident.batches(batch_size, step);
+                Ok(())
+            }
+            Self::Streamed(stream, seed) => {
+                // Of the epoch alone, so that an interrupted training finds its place without reading.
+                let mut rng = ChaCha8Rng::seed_from_u64(seed.wrapping_add(epoch as u64));
+                let mut before = 0;
+                stream.from.blocks(stream.map, rng.next_u64(), |block| {
+                    let mut resident = Resident::new(&block.rows, &block.targets, device);
+                    resident.order.shuffle(&mut rng, device);
+                    let (start, share) = (before as f64 / stream.rows as f64, block.rows.rows as f64 / stream.rows as f64);
+                    resident.batches(batch_size, |batch| step(Batch { done: start + share * batch.done, ..batch }));
+                    before += block.rows.rows;
+                    Ok(())
+                })
+            }
+        }
+    }
+
+    /// The generator and the order stand where an epoch leaves them.
+    fn skip_epoch(&mut self, rng: &mut ChaCha8Rng, device: Device) {
+        if let Self::Resident(resident) = self {
+            resident.order.shuffle(rng, device);
+        }
+    }
+}
+
+impl<'a> Resident<'a> {
+    fn new(rows: &'a Encoded, targets: &Targets, device: Device) -> Self {
+        Self { rows: Rows::on(device, rows), y: target_matrix(targets, device), order: Order::new(rows.rows), len: rows.rows }
+    }
+
+    fn batches(&self, batch_size: usize, mut step: impl FnMut(Batch)) {
+        let steps = self.len.div_ceil(batch_size);
+        for i in 0..steps {
+            let range = part(self.len, steps, i);
+            let (ids, floats) = self.rows.chosen(&self.order, range.clone());
+            let y = self.y.index_select(0, &self.order.chosen(range));
+            step(Batch { ids, floats, y, done: i as f64 / steps as f64 });
+        }
+    }
 }
 
 /// Rows of step `step` of `steps` of nearly equal size: no last batch of a row or two.

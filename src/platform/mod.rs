@@ -9,6 +9,7 @@ pub mod header;
 pub mod http;
 pub mod job;
 pub mod pseudonym;
+pub mod row_groups;
 pub mod run;
 pub mod server;
 pub mod statement;

@@ -3,12 +3,14 @@
 //! For trying the models on any table and comparing them with other programs. The networks, the baseline, the calibration and the
 //! artefact are the night's own (see [`crate::model`]); only the reading of the table and the split are of this stage.
 
+mod stream;
 mod table;
 
 use crate::error::{Context, Error, Result};
 use crate::model::response::{Compression, Examples};
 use crate::model::{
-    Architecture, Artifact, EpochFacts, FeatureSettings, ModelSettings, Monitor, Precision, RateSchedule, Response, Storage, device_name,
+    Architecture, Artifact, EpochFacts, FeatureSettings, ModelSettings, Monitor, Precision, RateSchedule, Response, Storage, TextEncoder,
+    device_name,
 };
 use crate::platform::job::parse_toml;
 use crate::platform::run::{Watch, peak_memory_mib};
@@ -19,8 +21,8 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use table::Labelled;
 pub use table::{Bound, Columns, Data, Others, Shares, Split};
+use table::{Labelled, Splits};
 
 /// What a spec says.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
@@ -282,21 +284,16 @@ pub async fn train(spec: &TrainSpec, seeds: u64, out: Option<&Store>) -> Result<
     }
     let watch = Watch::start();
     let strengths = spec.strengths()?;
-    let splits = table::read(spec).await?;
-    let (train, valid) = (&splits.train, &splits.valid);
-    tracing::info!(train = train.rows(), valid = valid.rows(), seconds = watch.seconds(), "table read");
-    let settings = spec.settings(strengths[0]);
-    let tables = ((&train.features, train.targets.clone()), (&valid.features, valid.targets.clone()));
-    let mut examples = Examples::new(&settings, tables.0, tables.1, &[])?;
-    let mut measured: Vec<(&str, &Labelled)> = vec![("valid", valid)];
-    measured.extend(splits.test.as_ref().map(|test| ("test", test)));
+    let Prepared { mut examples, train_rows, valid, test, mut notes } = prepare(spec, &spec.settings(strengths[0]), &watch).await?;
+    let mut measured: Vec<(&str, &Labelled)> = vec![("valid", &valid)];
+    measured.extend(test.as_ref().map(|test| ("test", test)));
 
     let baseline = examples.baseline()?;
     let of_baseline = measure(&baseline, &measured)?;
     let on_valid = of_baseline.metrics["valid"];
     tracing::info!(seconds = watch.seconds(), auc = on_valid.auc, logloss = on_valid.logloss, "baseline");
 
-    let (first, trials) = try_strengths(&mut examples, &strengths, spec.seed, valid)?;
+    let (first, trials) = try_strengths(&mut examples, &strengths, spec.seed, &valid)?;
     let mut learned = vec![first];
     for seed in spec.seed + 1..spec.seed + seeds {
         learned.push(learn(&examples, seed)?);
@@ -310,15 +307,16 @@ pub async fn train(spec: &TrainSpec, seeds: u64, out: Option<&Store>) -> Result<
     let loss = |i: &usize| of_seeds[*i].metrics["valid"].logloss.unwrap_or(f64::INFINITY);
     let best = (0..learned.len()).min_by(|a, b| loss(a).total_cmp(&loss(b))).expect("at least one seed");
     let network = &learned[best].network;
-    let all = [("train", Some(train)), ("valid", Some(valid)), ("test", splits.test.as_ref())];
+    notes.extend(learned.iter().flat_map(|one| one.notes.iter().cloned()));
+    let measured_rows = measured.iter().map(|(name, split)| ((*name).to_owned(), (split.rows(), split.rate())));
     let facts = TrainFacts {
-        rows: all.into_iter().filter_map(|(name, split)| Some((name.to_owned(), (split?.rows(), split?.rate())))).collect(),
+        rows: measured_rows.chain([("train".to_owned(), train_rows)]).collect(),
         features: examples.map.columns.iter().map(|column| column.name.clone()).collect(),
         vocabularies: examples.map.spaces.iter().map(|(name, space)| (name.clone(), space.tokens.len())).collect(),
         dropped: examples.map.dropped.clone(),
         parameters: network.parameters(),
         trials,
-        notes: learned.iter().flat_map(|one| one.notes.iter().cloned()).collect(),
+        notes,
         device: device_name(&spec.model.device),
         threads: spec.model.threads,
         seconds: watch.seconds(),
@@ -336,6 +334,44 @@ pub async fn train(spec: &TrainSpec, seeds: u64, out: Option<&Store>) -> Result<
         out.put("metrics.json", serde_json::to_vec_pretty(&facts)?.into()).await.context("writing the metrics")?;
     }
     Ok(facts)
+}
+
+/// Examples to train on, and the rows to measure on.
+struct Prepared {
+    examples: Examples,
+    /// How many, and the share of positives.
+    train_rows: (usize, f64),
+    valid: Labelled,
+    test: Option<Labelled>,
+    notes: Vec<String>,
+}
+
+async fn prepare(spec: &TrainSpec, settings: &ModelSettings, watch: &Watch) -> Result<Prepared> {
+    let encoder = match &spec.columns.encoder {
+        Some(folder) if !spec.columns.text.is_empty() => {
+            Some(Arc::new(TextEncoder::load(Path::new(folder), &spec.model.device, spec.model.threads)?))
+        }
+        Some(_) => return Err(Error::usage("[columns] encoder needs columns of text").action("name them in [columns] text")),
+        None => None,
+    };
+    if let Some(table) = stream::open(spec, encoder.as_ref(), settings).await? {
+        let stream::FirstPass { survey, valid, test } = table.first_pass(settings).await?;
+        let train_rows = (survey.rows(), survey.rate());
+        tracing::info!(train = train_rows.0, valid = valid.rows(), seconds = watch.seconds(), "first pass");
+        let streamed = table.streamed(settings, &valid.features.schema());
+        let block = streamed.block_rows;
+        let examples = Examples::streamed(settings, survey, streamed, (&valid.features, valid.targets.clone()))?;
+        let note = format!(
+            "the training rows were streamed in blocks of {block}; the baseline and the training curve are of {} of them",
+            examples.resident_rows()
+        );
+        return Ok(Prepared { examples, train_rows, valid, test, notes: vec![note] });
+    }
+    let Splits { train, valid, test } = table::read(spec, encoder.as_deref()).await?;
+    tracing::info!(train = train.rows(), valid = valid.rows(), seconds = watch.seconds(), "table read");
+    let train_rows = (train.rows(), train.rate());
+    let examples = Examples::new(settings, (&train.features, train.targets), (&valid.features, valid.targets.clone()), &[])?;
+    Ok(Prepared { examples, train_rows, valid, test, notes: Vec::new() })
 }
 
 /// A network of one seed.

@@ -5,24 +5,27 @@
 
 use super::TrainSpec;
 use crate::error::{Context, Error, Kind, Result};
-use crate::model::Targets;
+use crate::model::{Targets, TextEncoder};
 use crate::platform::engine::{plain, plain_schema};
-use crate::platform::storage::{Store, parquet_table};
-use arrow::array::{Array, ArrayRef, AsArray, ListBuilder, RecordBatch, StringArray, StringBuilder, UInt64Array};
+use crate::platform::storage::{Object, Store, parquet_table};
+use arrow::array::{
+    Array, ArrayRef, AsArray, FixedSizeListArray, Float32Array, ListBuilder, RecordBatch, StringArray, StringBuilder, UInt64Array,
+};
 use arrow::compute::{CastOptions, cast_with_options, concat_batches, take_record_batch};
-use arrow::csv::ReaderBuilder;
 use arrow::csv::reader::Format;
+use arrow::csv::{self, ReaderBuilder};
 use arrow::datatypes::{DataType, Field, Schema};
+use arrow::error::ArrowError;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
-use std::io::Cursor;
+use std::io::{Cursor, Read, Seek};
 use std::path::Path;
 use std::sync::Arc;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 /// Where the rows are: `train`, `valid` and `test` files, or one `table` and how to split it.
-#[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq)]
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub struct Data {
     /// Each a CSV (with a header) or Parquet file or a folder of them, in the order of their names; a path from the working
@@ -33,6 +36,21 @@ pub struct Data {
     pub test: Option<String>,
     pub table: Option<String>,
     pub split: Option<Split>,
+    /// Training rows whose encoded matrix would take more are streamed: read and encoded again in every epoch, block by block. So much
+    /// slower where reading is slower than training; and the baseline learns from a sample. Rows that validate and test are in memory
+    /// all the same, as is the embedding table.
+    pub memory_mib: usize,
+    /// Always or never, whatever the memory.
+    pub streaming: Option<bool>,
+    /// Streamed rows are shuffled so many at a time, or as many as a quarter of the memory holds: the more, the nearer to a shuffle of
+    /// all. The row groups that fill a block are drawn anew in every epoch.
+    pub buffer_rows: usize,
+}
+
+impl Default for Data {
+    fn default() -> Self {
+        Self { train: None, valid: None, test: None, table: None, split: None, memory_mib: 4096, streaming: None, buffer_rows: 2_000_000 }
+    }
 }
 
 /// How one table becomes three.
@@ -85,6 +103,9 @@ pub struct Columns {
     pub separator: String,
     #[serde(default)]
     pub text: Vec<String>,
+    /// A folder with a pretrained text encoder (see `make models`): the network and the baseline also get its vector of each text.
+    #[serde(default)]
+    pub encoder: Option<String>,
     #[serde(default)]
     pub exclude: Vec<String>,
     /// What columns are that none of these lists names.
@@ -135,58 +156,83 @@ pub(super) struct Splits {
 /// A tenth of the training rows validates where no validation rows are given.
 const VALID_SHARE: Shares = [0.9, 0.1, 0.0];
 
-/// Reads and splits the table of a spec.
-pub(super) async fn read(spec: &TrainSpec) -> Result<Splits> {
-    let Data { train, valid, test, table, split } = &spec.data;
-    let mut schema = None;
-    let tables = match (train, table) {
-        (Some(train), None) => {
-            if split.is_some() {
-                return Err(Error::usage("[data.split] is for one table; train, valid and test files are split already"));
+impl Data {
+    /// Where the training rows are, alone or with others.
+    ///
+    /// # Errors
+    /// `Usage` for a section that says too little or contradicts itself.
+    pub(super) fn location(&self) -> Result<&str> {
+        for (name, value) in [("buffer_rows", self.buffer_rows), ("memory_mib", self.memory_mib)] {
+            if value == 0 {
+                return Err(Error::usage(format_args!("[data] {name} must be at least 1")));
             }
-            let all = files(spec, train, &mut schema).await?;
-            let [train, valid] = match valid {
-                Some(valid) => [Some(all), Some(files(spec, valid, &mut schema).await?)],
-                None => {
-                    let [train, valid, _] = deal(spec, &all, None, &VALID_SHARE)?;
-                    [train, valid]
+        }
+        match (&self.train, &self.table, &self.split) {
+            (Some(_), None, Some(_)) => Err(Error::usage("[data.split] is for one table; train, valid and test files are split already")),
+            (Some(train), None, None) => Ok(train),
+            (None, Some(_), None) => Err(Error::usage("[data] table needs [data.split]")),
+            (None, Some(table), Some(split)) if self.valid.is_none() && self.test.is_none() => match split {
+                Split { column: Some(_), valid_from: Some(_), shares: None, .. } | Split { valid_from: None, shares: Some(_), .. } => {
+                    Ok(table)
                 }
-            };
-            match test {
-                Some(test) => [train, valid, Some(files(spec, test, &mut schema).await?)],
-                None => [train, valid, None],
-            }
+                _ => Err(Error::usage("[data.split] needs either column and valid_from, or shares of train, valid and test")),
+            },
+            _ => Err(Error::usage("[data] needs train (and valid, test), or table and [data.split]")),
         }
-        (None, Some(table)) if valid.is_none() && test.is_none() => {
-            let all = files(spec, table, &mut schema).await?;
-            let split = split.as_ref().ok_or_else(|| Error::usage("[data] table needs [data.split]"))?;
-            match (&split.column, &split.valid_from, &split.shares) {
-                (Some(column), Some(valid_from), None) => cut(&all, column, valid_from, split.test_from.as_ref())?,
-                (column, None, Some(shares)) => deal(spec, &all, column.as_deref(), shares)?,
-                _ => return Err(Error::usage("[data.split] needs either column and valid_from, or shares of train, valid and test")),
-            }
+    }
+}
+
+/// Reads and splits the table of a spec.
+pub(super) async fn read(spec: &TrainSpec, encoder: Option<&TextEncoder>) -> Result<Splits> {
+    let mut schema = None;
+    let all = files(spec, spec.data.location()?, &mut schema).await?;
+    let [train, mut valid, mut test] = split(spec, 0, all)?;
+    for (rows, location) in [(&mut valid, &spec.data.valid), (&mut test, &spec.data.test)] {
+        if let Some(location) = location {
+            *rows = files(spec, location, &mut schema).await?;
         }
-        _ => return Err(Error::usage("[data] needs train (and valid, test), or table and [data.split]")),
+    }
+    let labelled = |rows: RecordBatch, name: &str| match rows.num_rows() {
+        0 => Ok(None),
+        _ => label(spec, encoder, rows).with_context(|| format!("the {name} rows")).map(Some),
     };
-    let mut labelled = tables.into_iter().zip(["train", "valid", "test"]).map(|(table, name)| {
-        let table = table.filter(|table| table.num_rows() > 0);
-        table.map(|table| label(spec, table).with_context(|| format!("the {name} rows"))).transpose()
-    });
-    let mut next = || labelled.next().expect("three splits");
-    let empty = |name: &str| Error::contract(format_args!("the {name} split has no rows"));
-    Ok(Splits { train: next()?.ok_or_else(|| empty("train"))?, valid: next()?.ok_or_else(|| empty("valid"))?, test: next()? })
+    let (train, valid, test) = (labelled(train, "train")?, labelled(valid, "valid")?, labelled(test, "test")?);
+    Ok(Splits { train: train.ok_or_else(|| empty("train"))?, valid: valid.ok_or_else(|| empty("valid"))?, test })
+}
+
+pub(super) fn empty(split: &str) -> Error {
+    Error::contract(format_args!("the {split} split has no rows"))
+}
+
+/// Parts rows into those that train, validate and test. `first` is the number of the first among all rows; an order of a column is
+/// that of these rows alone.
+pub(super) fn split(spec: &TrainSpec, first: u64, rows: RecordBatch) -> Result<[RecordBatch; 3]> {
+    match &spec.data.split {
+        None if spec.data.valid.is_some() => {
+            let none = rows.slice(0, 0);
+            Ok([rows, none.clone(), none])
+        }
+        None => deal(spec, &rows, first, None, &VALID_SHARE),
+        Some(Split { column: Some(column), valid_from: Some(valid_from), test_from, .. }) => {
+            cut(&rows, column, valid_from, test_from.as_ref())
+        }
+        Some(split) => {
+            let shares = split.shares.as_ref().ok_or_else(|| Error::usage("[data.split] says neither shares nor valid_from"))?;
+            deal(spec, &rows, first, split.column.as_deref(), shares)
+        }
+    }
 }
 
 /// All rows of a file or folder. The first file read decides what the columns are.
-async fn files(spec: &TrainSpec, location: &str, schema: &mut Option<Arc<Schema>>) -> Result<RecordBatch> {
-    let (store, names) = list(location).await?;
+pub(super) async fn files(spec: &TrainSpec, location: &str, schema: &mut Option<Arc<Schema>>) -> Result<RecordBatch> {
+    let (store, objects) = list(location).await?;
     let mut batches = Vec::new();
-    for name in names {
-        let bytes = store.get(&name).await?;
-        let reading = || format!("reading {}", store.locate(&name));
-        let table = match name.rsplit('.').next() {
+    for Object { path, .. } in objects {
+        let bytes = store.get(&path).await?;
+        let reading = || format!("reading {}", store.locate(&path));
+        let table = match path.rsplit('.').next() {
             Some("parquet") => parquet(spec, bytes).with_context(reading)?,
-            _ => csv(spec, &bytes, schema).with_context(reading)?,
+            _ => csv(spec, Cursor::new(bytes), schema).and_then(csv_rows).with_context(reading)?,
         };
         batches.push(table);
     }
@@ -197,21 +243,21 @@ async fn files(spec: &TrainSpec, location: &str, schema: &mut Option<Arc<Schema>
     concat_batches(&schema, &batches).with_context(|| format!("joining the files of {location}"))
 }
 
-/// The store and the names in it of a file, or of the CSV and Parquet files of a folder.
-async fn list(location: &str) -> Result<(Store, Vec<String>)> {
+/// The store and in it the file of that name, or the CSV and Parquet files of a folder.
+pub(super) async fn list(location: &str) -> Result<(Store, Vec<Object>)> {
     let is_table = |name: &str| name.ends_with(".csv") || name.ends_with(".parquet");
     let missing = || Error::new(Kind::InputMissing, format_args!("{location} does not exist, or is a folder without CSV or Parquet files"));
     if !location.contains("://") && !Path::new(location).exists() {
         // A local store would make the folder.
         return Err(missing());
     }
-    if is_table(location) {
-        let (folder, name) = location.rsplit_once('/').unwrap_or((".", location));
-        return Ok((Store::open(folder)?, vec![name.to_owned()]));
-    }
-    let store = Store::open(location)?;
-    let names: Vec<String> = store.list("").await?.into_iter().map(|object| object.path).filter(|name| is_table(name)).collect();
-    if names.is_empty() { Err(missing()) } else { Ok((store, names)) }
+    let (folder, name) = match is_table(location) {
+        true => location.rsplit_once('/').unwrap_or((".", location)),
+        false => (location, ""),
+    };
+    let store = Store::open(folder)?;
+    let objects: Vec<Object> = store.list(name).await?.into_iter().filter(|object| is_table(&object.path)).collect();
+    if objects.is_empty() { Err(missing()) } else { Ok((store, objects)) }
 }
 
 /// What a column that is declared is read as.
@@ -239,15 +285,19 @@ fn used(spec: &TrainSpec, name: &str) -> bool {
     used_as_text(spec, name) || !exclude.iter().any(|column| column == name) && (listed || *others != Others::Exclude)
 }
 
-fn csv(spec: &TrainSpec, bytes: &Bytes, schema: &mut Option<Arc<Schema>>) -> Result<RecordBatch> {
-    let header = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
-    let names = Format::default().with_header(true).infer_schema(Cursor::new(header), Some(0))?.0;
+/// A reader of the used columns of a CSV file, each of its type.
+pub(super) fn csv<R: Read + Seek>(spec: &TrainSpec, mut file: R, schema: &mut Option<Arc<Schema>>) -> Result<csv::Reader<R>> {
+    let names = Format::default().with_header(true).infer_schema(&mut file, Some(0))?.0;
     let inferred = match schema {
         Some(schema) => schema.clone(),
         None => {
             let undeclared = names.fields().iter().any(|field| used(spec, field.name()) && declared(spec, field.name()).is_none());
-            let inferred =
-                if undeclared { Format::default().with_header(true).infer_schema(Cursor::new(&bytes[..]), None)?.0 } else { names.clone() };
+            let inferred = if undeclared {
+                file.rewind()?;
+                Format::default().with_header(true).infer_schema(&mut file, None)?.0
+            } else {
+                names.clone()
+            };
             schema.insert(Arc::new(inferred)).clone()
         }
     };
@@ -260,20 +310,35 @@ fn csv(spec: &TrainSpec, bytes: &Bytes, schema: &mut Option<Arc<Schema>>) -> Res
     };
     let fields: Vec<Field> = names.fields().iter().map(field).collect();
     let wanted = (0..fields.len()).filter(|i| used(spec, fields[*i].name())).collect();
+    file.rewind()?;
     let reader = ReaderBuilder::new(Arc::new(Schema::new(fields))).with_header(true).with_batch_size(65_536).with_projection(wanted);
-    let reader = reader.build(Cursor::new(&bytes[..]))?;
+    Ok(reader.build(file)?)
+}
+
+/// All rows of a CSV file.
+fn csv_rows<R: Read>(reader: csv::Reader<R>) -> Result<RecordBatch> {
     let schema = reader.schema();
-    let batches = reader.collect::<std::result::Result<Vec<_>, _>>();
-    let batches =
-        batches.map_err(|error| Error::contract(error).action("declare the column in [columns] as what it is, or mend the file"))?;
+    let batches = reader.map(|rows| rows.map_err(not_as_declared)).collect::<Result<Vec<_>>>()?;
     Ok(concat_batches(&schema, &batches)?)
+}
+
+pub(super) fn not_as_declared(error: ArrowError) -> Error {
+    Error::contract(error).action("declare the column in [columns] as what it is, or mend the file")
 }
 
 fn parquet(spec: &TrainSpec, bytes: Bytes) -> Result<RecordBatch> {
     let table = parquet_table(bytes)?;
-    let table = plain(&table, &Arc::new(plain_schema(&table.schema())))?;
-    let wanted: Vec<usize> = (0..table.num_columns()).filter(|i| used(spec, table.schema().field(*i).name())).collect();
-    let table = table.project(&wanted)?;
+    conform(spec, &table.project(&wanted(spec, &table.schema()))?)
+}
+
+/// The places of the used columns.
+pub(super) fn wanted(spec: &TrainSpec, schema: &Schema) -> Vec<usize> {
+    (0..schema.fields().len()).filter(|i| used(spec, schema.field(*i).name())).collect()
+}
+
+/// Rows of a Parquet file with every column of the type that the spec wants.
+pub(super) fn conform(spec: &TrainSpec, table: &RecordBatch) -> Result<RecordBatch> {
+    let table = plain(table, &Arc::new(plain_schema(&table.schema())))?;
     let strict = CastOptions { safe: false, ..CastOptions::default() };
     let mut columns = Vec::new();
     for (field, array) in table.schema().fields().iter().zip(table.columns()) {
@@ -288,7 +353,7 @@ fn parquet(spec: &TrainSpec, bytes: Bytes) -> Result<RecordBatch> {
 }
 
 /// Rows before `valid_from`, from there to `test_from`, and from there on.
-fn cut(all: &RecordBatch, column: &str, valid_from: &Bound, test_from: Option<&Bound>) -> Result<[Option<RecordBatch>; 3]> {
+fn cut(all: &RecordBatch, column: &str, valid_from: &Bound, test_from: Option<&Bound>) -> Result<[RecordBatch; 3]> {
     let values = text(all, column)?;
     let numbers = numbers(values);
     let reaches = |row: usize, bound: &Bound| match (bound, &numbers) {
@@ -309,7 +374,7 @@ fn cut(all: &RecordBatch, column: &str, valid_from: &Bound, test_from: Option<&B
 }
 
 /// Shares of the rows, in the order of a column or dealt by hash.
-fn deal(spec: &TrainSpec, all: &RecordBatch, column: Option<&str>, shares: &Shares) -> Result<[Option<RecordBatch>; 3]> {
+fn deal(spec: &TrainSpec, all: &RecordBatch, first: u64, column: Option<&str>, shares: &Shares) -> Result<[RecordBatch; 3]> {
     let total: f64 = shares.iter().sum();
     if !(shares.iter().all(|share| *share >= 0.0) && shares[0] > 0.0 && shares[1] > 0.0 && total.is_finite()) {
         return Err(Error::usage(format_args!("shares = {shares:?} must be at least 0, and above 0 for train and valid")));
@@ -319,7 +384,7 @@ fn deal(spec: &TrainSpec, all: &RecordBatch, column: Option<&str>, shares: &Shar
     match column {
         None => {
             for row in 0..all.num_rows() as u64 {
-                let place = xxh3_64_with_seed(&row.to_le_bytes(), spec.seed) as f64 / u64::MAX as f64;
+                let place = xxh3_64_with_seed(&(first + row).to_le_bytes(), spec.seed) as f64 / u64::MAX as f64;
                 rows[split(place)].push(row);
             }
         }
@@ -338,8 +403,8 @@ fn deal(spec: &TrainSpec, all: &RecordBatch, column: Option<&str>, shares: &Shar
     chosen(all, rows)
 }
 
-fn chosen(all: &RecordBatch, rows: [Vec<u64>; 3]) -> Result<[Option<RecordBatch>; 3]> {
-    let [train, valid, test] = rows.map(|rows| take_record_batch(all, &UInt64Array::from(rows)).map(Some));
+fn chosen(all: &RecordBatch, rows: [Vec<u64>; 3]) -> Result<[RecordBatch; 3]> {
+    let [train, valid, test] = rows.map(|rows| take_record_batch(all, &UInt64Array::from(rows)));
     Ok([train?, valid?, test?])
 }
 
@@ -361,7 +426,7 @@ fn text<'a>(table: &'a RecordBatch, name: &str) -> Result<&'a StringArray> {
 }
 
 /// Parts a table into features, labels and groups.
-fn label(spec: &TrainSpec, table: RecordBatch) -> Result<Labelled> {
+pub(super) fn label(spec: &TrainSpec, encoder: Option<&TextEncoder>, table: RecordBatch) -> Result<Labelled> {
     let columns = &spec.columns;
     let missing = [&columns.categorical, &columns.numeric, &columns.sequence, &columns.text].into_iter().flatten();
     if let Some(name) = missing.into_iter().find(|name| table.column_by_name(name).is_none()) {
@@ -389,10 +454,28 @@ fn label(spec: &TrainSpec, table: RecordBatch) -> Result<Labelled> {
         let is_sequence = columns.sequence.contains(field.name()) && *array.data_type() == DataType::Utf8;
         features.push((field.name().clone(), if is_sequence { parts(array.as_string(), &columns.separator) } else { array.clone() }, true));
     }
+    if let Some(encoder) = encoder {
+        for name in &columns.text {
+            let array = table.column_by_name(name).ok_or_else(|| Error::contract(format_args!("column {name} is absent")))?;
+            features.push((format!("{name}.vector"), vectors(name, array, encoder)?, true));
+        }
+    }
     if features.is_empty() {
         return Err(Error::contract("there are no columns but labels").action("correct [columns] of the spec"));
     }
     Ok(Labelled { features: RecordBatch::try_from_iter_with_nullable(features)?, targets: Targets { positive, converted }, groups })
+}
+
+/// The vector of each text; none of none.
+fn vectors(name: &str, array: &ArrayRef, encoder: &TextEncoder) -> Result<ArrayRef> {
+    let texts = array.as_string_opt::<i32>().ok_or_else(|| {
+        Error::contract(format_args!("column {name} is {}, not text, so no encoder reads it", array.data_type()))
+            .action("leave it out of [columns] text, or leave out encoder")
+    })?;
+    let values = encoder.vectors(&texts.iter().map(Option::unwrap_or_default).collect::<Vec<_>>());
+    let item = Arc::new(Field::new("item", DataType::Float32, true));
+    let vectors = FixedSizeListArray::try_new(item, encoder.width() as i32, Arc::new(Float32Array::from(values)), texts.nulls().cloned());
+    Ok(Arc::new(vectors?))
 }
 
 fn flags(values: &StringArray, columns: &Columns) -> Result<Vec<bool>> {

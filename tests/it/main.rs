@@ -25,6 +25,7 @@ mod sql_check;
 mod sql_room;
 mod sql_tools;
 mod statistics;
+mod streaming;
 mod targeting;
 mod telemetry;
 mod tiny_shop;

@@ -16,7 +16,7 @@ use tempfile::TempDir;
 
 /// `label,user,item,price,day`: a user of an odd number likes items of an odd number, others the rest, and a price near 5 helps
 /// either. No line through these columns tells the classes apart.
-fn csv(rows: usize, seed: u64) -> String {
+pub fn csv(rows: usize, seed: u64) -> String {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut text = "label,user,item,price,day\n".to_owned();
     for row in 0..rows {
@@ -29,26 +29,27 @@ fn csv(rows: usize, seed: u64) -> String {
     text
 }
 
-const MODEL: &str = "[model]\nhidden = [32, 16]\nbatch_size = 128\nlearning_rate = 0.005\nepochs = 6\nembedding_l2 = 1e-4\nthreads = 1\n";
+pub const MODEL: &str =
+    "[model]\nhidden = [32, 16]\nbatch_size = 128\nlearning_rate = 0.005\nepochs = 6\nembedding_l2 = 1e-4\nthreads = 1\n";
 
 /// A folder with files and a spec.
-fn folder(files: &[(&str, String)]) -> TempDir {
+pub fn folder(files: &[(&str, String)]) -> TempDir {
     let folder = TempDir::new().expect("a temporary folder");
     files.iter().for_each(|(name, text)| std::fs::write(folder.path().join(name), text).expect("written"));
     folder
 }
 
-fn spec(folder: &TempDir, text: &str) -> TrainSpec {
+pub fn spec(folder: &TempDir, text: &str) -> TrainSpec {
     let path = folder.path().join("spec.toml");
     std::fs::write(&path, text.replace("DIR", &folder.path().display().to_string())).expect("written");
     TrainSpec::read(&path).unwrap_or_else(|error| panic!("{error}"))
 }
 
-fn run(folder: &TempDir, text: &str, seeds: u64) -> Result<TrainFacts, Error> {
+pub fn run(folder: &TempDir, text: &str, seeds: u64) -> Result<TrainFacts, Error> {
     block_on(train(&spec(folder, text), seeds, None))
 }
 
-fn refused(folder: &TempDir, text: &str) -> Error {
+pub fn refused(folder: &TempDir, text: &str) -> Error {
     run(folder, text, 1).expect_err("it must be refused")
 }
 
@@ -182,6 +183,44 @@ fn parquet_with_lists_trains_with_attention_and_without() {
         let auc = facts.network.mean["test"].auc.expect("both classes");
         assert!(auc > 0.78, "attention = {attention}: AUC {auc}");
     }
+}
+
+/// A title names a shoe or a phone; who buys wants shoes. No other column says anything.
+fn titles(rows: usize, seed: u64) -> String {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let mut text = "label,title,noise\n".to_owned();
+    for _ in 0..rows {
+        let shoe = rng.random_bool(0.5);
+        let kind = if shoe { ["red shoes", "running shoe", "新鞋"] } else { ["手机", "phone (new)", "a 5.5 phone"] };
+        let title = format!("{} {}", kind[rng.random_range(0..3)], rng.random_range(0..8));
+        let label = u8::from(rng.random_bool(if shoe { 0.8 } else { 0.2 }));
+        writeln!(text, "{label},{title},{:.3}", rng.random_range(0.0..1.0)).expect("a string takes any text");
+    }
+    text
+}
+
+#[test]
+fn the_vectors_of_a_pretrained_encoder_are_inputs_of_both_models() {
+    let folder = folder(&[("train.csv", titles(3000, 1)), ("test.csv", titles(1000, 2))]);
+    let data = "[data]\ntrain = \"DIR/train.csv\"\ntest = \"DIR/test.csv\"\n";
+    let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/text_encoder/tiny");
+    let on = |encoder: &str, data: &str| {
+        let columns = format!("[columns]\nlabel = \"label\"\ntext = [\"title\"]\n{encoder}");
+        run(&folder, &format!("{data}{columns}{MODEL}").replace("epochs = 6", "epochs = 2"), 1)
+    };
+    let encoder = format!("encoder = \"{}\"\n", tiny.display());
+    let auc = |facts: &TrainFacts| (facts.network.mean["test"].auc.expect("both"), facts.baseline["test"].auc.expect("both"));
+    let (without, with) = (on("", data).expect("it trains"), on(&encoder, data).expect("it trains"));
+    assert!(auc(&without).1 < 0.6, "the baseline reads no text: {:?}", auc(&without));
+    assert!(auc(&with).1 > 0.75 && auc(&with).0 > 0.75, "{:?}", auc(&with));
+    assert_eq!(with.features, ["title", "noise", "title.vector"]);
+    let streamed = on(&encoder, &format!("{data}streaming = true\nbuffer_rows = 1000\n")).expect("it trains");
+    assert!((auc(&streamed).0 - auc(&with).0).abs() < 0.02, "{:?} {:?}", auc(&streamed), auc(&with));
+
+    let error = on("encoder = \"DIR/nowhere\"\n", data).expect_err("refused");
+    assert!(error.kind == Kind::Usage && error.to_string().contains("nowhere"), "{error}");
+    let error = refused(&folder, &format!("{data}[columns]\nlabel = \"label\"\n{encoder}{MODEL}"));
+    assert!(error.kind == Kind::Usage && error.next_action().contains("text"), "{error}");
 }
 
 #[test]
