@@ -5,7 +5,6 @@
 -- range: price_level_30d = 0 .. 1
 SELECT
     events.user_id,
-    COUNT(*) AS n_priced_30d,  -- events
     -- Decimals: the same in any order of summation.
     CAST(SUM(CAST(item__price.price_level AS DECIMAL(18, 6))) + 1 AS DOUBLE) / (COUNT(*) + 2.0) AS price_level_30d  -- smoothed towards the middle with the weight of 2 events
 FROM events
