@@ -66,7 +66,8 @@ class Market:
                 ad = self.ads[row["ad_id"]]
                 cost = ad["bid"] * row["p_click"] if ad["bid_type"].strip().lower() == "cpc" else ad["bid"] / 1000
                 cap = row["frequency_cap"] * primary[row["segment_id"]] if row["frequency_cap"] else float("inf")
-                self.pairs[row["segment_id"], row["ad_id"]] = dict(value=row["value"], cost=cost, cap=cap, times=row["frequency_cap"])
+                worth = row["p_click"] * row["p_conversion"] * row["value"]  # of an impression; the table has that of a conversion
+                self.pairs[row["segment_id"], row["ad_id"]] = dict(value=worth, cost=cost, cap=cap, times=row["frequency_cap"])
 
     def budget(self, ad):
         return max(self.campaigns[self.ads[ad]["campaign"]]["daily_budget"], 0.0)
