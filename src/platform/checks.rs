@@ -94,22 +94,15 @@ impl Checks {
         Ok(())
     }
 
-    /// Logs every violation with its rows; an error among them is a failure.
+    /// Logs the warnings; what is left of them after errors is a failure.
     ///
     /// # Errors
-    /// `Contract`, in one line with every error's query and first row.
+    /// `Contract`, in one line with every error's query and rows.
     pub fn judge(&self) -> Result<()> {
-        let mut errors = Vec::new();
-        for found in &self.violations {
-            let (check, rows, query, sample) = (&found.check, found.rows, &found.query, found.rows_as_text());
-            match found.severity {
-                Severity::Warn => tracing::warn!(check, rows, query, sample, "check"),
-                Severity::Error => {
-                    tracing::error!(check, rows, query, sample, "check");
-                    errors.push(found.text());
-                }
-            }
+        for found in self.violations.iter().filter(|found| found.severity == Severity::Warn) {
+            tracing::warn!(check = found.check, rows = found.rows, query = found.query, sample = found.rows_as_text(), "check");
         }
+        let errors: Vec<String> = self.violations.iter().filter(|found| found.severity == Severity::Error).map(Violation::text).collect();
         match errors.is_empty() {
             true => Ok(()),
             false => {
@@ -128,17 +121,14 @@ fn unnamed(cell: String) -> String {
 impl Violation {
     fn text(&self) -> String {
         let query = self.query.split_whitespace().collect::<Vec<_>>().join(" ");
-        let first = self.sample.first().map(|row| self.row_as_text(row)).unwrap_or_default();
-        format!("check {}: {} violations, the first {first} ({query})", self.check, self.rows)
+        format!("check {}: {} violations ({query}): {}", self.check, self.rows, self.rows_as_text())
     }
 
     /// `a=1, b=2; a=2, b=3`
     fn rows_as_text(&self) -> String {
-        self.sample.iter().map(|row| self.row_as_text(row)).collect::<Vec<_>>().join("; ")
-    }
-
-    fn row_as_text(&self, row: &[String]) -> String {
-        self.columns.iter().zip(row).map(|(column, cell)| format!("{column}={cell}")).collect::<Vec<_>>().join(", ")
+        let cell = |(column, cell): (&String, &String)| format!("{column}={cell}");
+        let row = |row: &Vec<String>| self.columns.iter().zip(row).map(cell).collect::<Vec<_>>().join(", ");
+        self.sample.iter().map(row).collect::<Vec<_>>().join("; ")
     }
 }
 
