@@ -85,7 +85,7 @@ impl Default for EvaluateSettings {
 impl EvaluateSettings {
     pub fn check(&self) -> Result<()> {
         bootstrap::check("evaluate", self.alpha, self.replicates)?;
-        if !(self.clip > 0.0) {
+        if self.clip.is_nan() || self.clip <= 0.0 {
             return Err(Error::usage(format_args!("[evaluate] clip = {} must be above 0", self.clip)));
         }
         if let Some(loss) = self.max_loss.filter(|loss| !(0.0..=1.0).contains(loss)) {

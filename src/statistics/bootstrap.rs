@@ -22,14 +22,17 @@ pub struct Plan {
     pub seed: u64,
 }
 
+/// With fewer the ends of an interval are the luck of the seed.
+const FEWEST_REPLICATES: usize = 20;
+
 /// Refuses a level or a number of bootstrap replicates that make no interval.
 pub fn check(section: &str, alpha: f64, replicates: usize) -> Result<()> {
     if !(alpha > 0.0 && alpha < 1.0) {
         return Err(Error::usage(format_args!("[{section}] alpha = {alpha} must lie between 0 and 1, as 0.05 does for 95 % intervals")));
     }
-    if (replicates as f64) * alpha < 2.0 {
-        return Err(Error::usage(format_args!("[{section}] replicates = {replicates} are too few for intervals of level {alpha}"))
-            .action("give at least 200, better 1000"));
+    if replicates < FEWEST_REPLICATES {
+        return Err(Error::usage(format_args!("[{section}] replicates = {replicates} are too few for an interval"))
+            .action(format_args!("give at least {FEWEST_REPLICATES}, better 1000")));
     }
     Ok(())
 }
