@@ -296,7 +296,7 @@ fn settings_that_cannot_be_are_refused_before_anything_is_read() {
         assert!(error.kind == Kind::Usage && error.to_string().contains(named), "{line}: {error}");
     }
     std::fs::write(&path, job.replace("arrival_lag_hours = 3", "arrival_lag_hours = 4294967295")).unwrap();
-    assert!(Spec::read(&path).err().expect("refused").to_string().contains("arrival_lag_hours"));
+    assert!(Spec::read(&path).expect_err("refused").to_string().contains("arrival_lag_hours"));
 }
 
 #[test]

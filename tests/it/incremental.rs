@@ -381,8 +381,7 @@ fn a_window_says_what_the_query_does() {
     assert_eq!(small.check().diagnostics, []);
     let says = |file: &str, text: &str| {
         small.write(file, text);
-        let found = small.check().diagnostics.iter().map(|found| found.message.clone()).collect::<Vec<_>>().join("; ");
-        found
+        small.check().diagnostics.iter().map(|found| found.message.clone()).collect::<Vec<_>>().join("; ")
     };
     let spent = "sql/features/user__spent.sql";
     assert_eq!(says(spent, &SPENT.replace("window: 5", "window: 7")), "the header says window: 7 days, but the query looks 5 days back");
