@@ -123,7 +123,18 @@ pub fn find(
     if (others as u64) < settings.enter {
         return no(facts, format!("{others} other users are fewer than {}", settings.enter));
     }
-    facts.curve = curve(&everybody, &seeds, settings.enter, seed)?;
+    let judged = curve(&everybody, &seeds, settings.enter, seed).and_then(|curve| Ok((curve, rank(&everybody, &seeds, seed)?)));
+    let scores = match judged {
+        Ok((curve, scores)) => {
+            facts.curve = curve;
+            scores
+        }
+        // A night without these lookalikes is better than none.
+        Err(error) => {
+            tracing::warn!(segment = facts.segment_id, %error, "the seeds cannot be told from the others");
+            return no(facts, format!("its seeds cannot be told from the others: {error}"));
+        }
+    };
     let gain = |at: &&Relevance| at.recall - WORTH * at.share;
     let best = facts.curve.iter().filter(|at| gain(at) > 0.0).fold(None, |best: Option<&Relevance>, at| match best {
         Some(best) if gain(&best) >= gain(&at) => Some(best),
@@ -137,7 +148,6 @@ pub fn find(
         );
     };
     let shown: BTreeSet<usize> = seeds.iter().copied().collect();
-    let scores = rank(&everybody, &seeds, seed)?;
     let mut ranked: Vec<usize> = (0..everybody.users.len()).filter(|row| !shown.contains(row)).collect();
     ranked.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]).then_with(|| everybody.users[*a].cmp(&everybody.users[*b])));
     ranked.truncate(usize::try_from(wanted).unwrap_or(usize::MAX));

@@ -8,7 +8,8 @@ use arrow::datatypes::{DataType, Float64Type};
 use chrono::{DateTime, Utc};
 use nightmarket::allocate::tables::NamedPrices;
 use nightmarket::error::{Kind, Result};
-use nightmarket::segments::{self, Segments};
+use nightmarket::segments::Kind::{Cluster, Lookalike, Rule};
+use nightmarket::segments::{self, Audience, Segments};
 use nightmarket::targeting::arms::Shares;
 use nightmarket::targeting::supply;
 use nightmarket::targeting::tables::{self, Stamp, Tables, Terms};
@@ -30,6 +31,9 @@ proptest! {
         seed: u64, users in 0usize..400, ads in 0usize..7, campaigns in 0usize..4, persons: bool, explore in 0.0..0.5, holdout in 0.0..0.4, epsilon in 0.0..=1.0
     ) {
         let mut shop = Shop::random(seed, users, ads, campaigns, persons);
+        if seed % 2 == 0 {
+            shop = shop.with_audiences(seed, users);
+        }
         shop.targeting.epsilon = epsilon;
         // Shares of nothing are allowed, too.
         let (explore, holdout) = (if explore < 0.05 { 0.0 } else { explore }, if holdout < 0.05 { 0.0 } else { holdout });
@@ -49,10 +53,13 @@ proptest! {
 
 #[test]
 fn no_segment_of_a_thousand_small_shops_serves_fewer_than_the_floor() {
-    let mut demoted = 0;
+    let (mut demoted, mut beside) = (0, 0);
     for seed in 0..1000 {
-        let shop = Shop::random(seed, (7 * seed as usize) % 400, 3, 2, seed % 4 > 0).uneven(seed);
+        let users = (7 * seed as usize) % 400;
+        let shop = Shop::random(seed, users, 3, 2, seed % 4 > 0).uneven(seed);
+        let shop = if seed % 2 == 0 { shop.with_audiences(seed, users) } else { shop };
         let night = shop.night();
+        beside += u64::from(night.segments.facts.segments.iter().any(|segment| segments::is_audience(&segment.segment_id)));
         let rows = &night.segments.user_segments;
         let (mut serves, mut last) = (BTreeMap::<String, u64>::new(), BTreeMap::<String, f64>::new());
         for row in 0..rows.num_rows() {
@@ -73,6 +80,7 @@ fn no_segment_of_a_thousand_small_shops_serves_fewer_than_the_floor() {
         assert_eq!(night.segments.facts, again.segments.facts, "{seed}");
         assert_eq!(night.targeting.segment_ads, again.targeting.segment_ads, "{seed}");
     }
+    assert!(beside > 100, "{beside} of the shops released an audience beside the interests");
     assert!(demoted > 300, "{demoted} of the shops had a segment of many users that would have served few");
 }
 
@@ -378,6 +386,7 @@ fn a_segment_below_the_floor_is_refused() {
 /// A shop with everything that the two stages see.
 #[derive(Clone)]
 struct Shop {
+    audiences: Vec<Audience>,
     targeting: targeting::Settings,
     interest: RecordBatch,
     categories: RecordBatch,
@@ -469,6 +478,7 @@ impl Shop {
         .unwrap();
         let campaigns = campaigns_of(&campaign_ids.iter().map(String::as_str).collect::<Vec<_>>(), &budgets);
         Self {
+            audiences: Vec::new(),
             targeting: targeting::Settings::default(),
             interest,
             categories,
@@ -498,6 +508,23 @@ impl Shop {
         self
     }
 
+    /// With a rule, lookalikes and two clusters, each of a random share of the users, before their interests or after them.
+    fn with_audiences(mut self, seed: u64, users: usize) -> Self {
+        let random = &mut ChaCha8Rng::seed_from_u64(seed ^ 1);
+        for (kind, name) in [(Rule, "r"), (Lookalike, "l"), (Cluster, "1"), (Cluster, "2")] {
+            let share = random.random_range(0.0..1.0);
+            let members = (0..users).filter(|_| random.random_bool(share)).map(|i| format!("u_{i:04}"));
+            let members = members.collect::<Vec<_>>().into_iter().map(|user| (user, random.random_range(0.0..=1.0))).collect();
+            let (segment_id, leads) = (kind.segment_id(name), kind != Cluster && random.random_bool(0.5));
+            for ad in 0..self.ads.num_rows() {
+                let pair = (segment_id.clone(), text(&self.ads, "ad_id", ad));
+                self.scores.insert(pair, random.random_range(0.0..0.2));
+            }
+            self.audiences.push(Audience { segment_id, label: name.to_owned(), kind, leads, users: members });
+        }
+        self
+    }
+
     fn shuffled(&self, seed: u64) -> Self {
         let shuffle = |rows: &RecordBatch| {
             let mut order: Vec<u32> = (0..rows.num_rows() as u32).collect();
@@ -522,7 +549,7 @@ impl Shop {
     fn try_night(&self) -> Result<Night> {
         let settings = segments::Settings { labels_per_user: 2, floor: 50, enter: 60, ..Default::default() };
         let inputs = segments::Inputs {
-            audiences: &[],
+            audiences: &self.audiences,
             scores: &self.interest,
             categories: &self.categories,
             eligible: None,
