@@ -247,8 +247,7 @@ async fn planned_for(
     for name in &query.reads {
         let view = View { name, day, window_days: query.window_days };
         let mut rows = view.rows(run, staged, snapshots, &context, bucket)?;
-        let of_users = staged.is_of_users(name) || snapshots.tables.get(name).is_some_and(|table| by_user(&table.key));
-        if let (Some(users), true) = (users, of_users) {
+        if let (Some(users), true) = (users, view.is_of_users(staged, snapshots)) {
             rows = rows.filter(ident("user_id").in_list(users.iter().map(lit).collect(), false))?;
         }
         context.register_table(name.as_str(), rows.into_view())?;

@@ -7,6 +7,7 @@ use crate::ingest;
 use crate::platform::catalog::IdDomain;
 use crate::platform::pseudonym::Key;
 use crate::platform::server::Server;
+use crate::platform::storage::Store;
 use crate::publish::{self, Privacy};
 use crate::spec::Spec;
 use crate::targeting::arms::{Assignment, arm_of};
@@ -136,11 +137,7 @@ pub async fn lookup(what: Lookup, output: Output) -> Result<()> {
             // What serves tells its own arms; a store that is asked alone is taken to serve the job as it stands.
             let served = match &what.from {
                 Some(_) => Assignment::of(&spec.targeting, &key),
-                None => {
-                    let served = publish::assignment(&publish::choose(&output_store(&spec, &what.place)?, None).await?.1).await?;
-                    served.check_key(&key)?;
-                    served
-                }
+                None => served(&output_store(&spec, &what.place)?, &key).await?,
             };
             let arm = arm_of(&pseudonym, &served.salt, &served.shares);
             Question::User { pseudonym, arm }
@@ -162,12 +159,19 @@ pub async fn lookup(what: Lookup, output: Output) -> Result<()> {
     print(output, &answer, || answer.to_string())
 }
 
+/// Who is in which arm of the table that serves, whose pseudonyms must come from `key`.
+async fn served(store: &Store, key: &Key) -> Result<Assignment> {
+    let assignment = publish::assignment(&publish::choose(store, None).await?.1).await?;
+    assignment.check_key(key)?;
+    Ok(assignment)
+}
+
 pub async fn forget(what: Forget, output: Output) -> Result<()> {
     let store = output_store(&Spec::read(&what.job)?, &what.place)?;
     let (run, spec, key) = open(&JobDate { job: what.job, date: "yesterday".to_owned(), place: what.place })?;
     let pseudonym = key.pseudonym(IdDomain::User, what.user.trim());
     if !publish::history(&store).await?.is_empty() {
-        publish::assignment(&publish::choose(&store, None).await?.1).await?.check_key(&key)?;
+        served(&store, &key).await?;
     }
     // Tables are written again, and none may serve who has been suppressed since.
     let suppressed = match what.dry_run {

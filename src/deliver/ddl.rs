@@ -45,22 +45,22 @@ pub async fn ddl(output: &Store, dialect: Dialect) -> Result<String> {
     let (commit, tables) = choose(output, None).await?;
     let mut script = format!("-- {}, generation {}, {}\n", commit.policy_version, commit.generation, commit.run_date);
     match dialect {
-        Dialect::Duckdb => script += &duckdb(&address(output, "", dialect)),
-        Dialect::Spark => script += &spark(&address(&tables, "", dialect)),
+        Dialect::Duckdb => script += &duckdb(&address(output, dialect)),
+        Dialect::Spark => script += &spark(&address(&tables, dialect)),
         Dialect::Trino => {
             let context = engine::session(&engine::Settings::default())?;
             for name in TABLES {
                 let rows = table::open(&context, tables.locate(&format!("{name}.parquet")).as_str()).await?;
-                script += &trino(name, rows.schema().as_arrow(), &commit, &address(&tables, "", dialect))?;
+                script += &trino(name, rows.schema().as_arrow(), &commit, &address(&tables, dialect))?;
             }
         }
     }
     Ok(script + "\n" + READY)
 }
 
-/// Where an engine finds a folder, without a slash at its end.
-fn address(store: &Store, folder: &str, dialect: Dialect) -> String {
-    let url = store.locate(folder);
+/// Where an engine finds a store's folder, without a slash at its end.
+fn address(store: &Store, dialect: Dialect) -> String {
+    let url = store.locate("");
     let text = match (url.to_file_path(), dialect) {
         (Ok(path), Dialect::Duckdb) => path.display().to_string(),
         _ => match url.as_str().strip_prefix("s3://") {
@@ -68,11 +68,11 @@ fn address(store: &Store, folder: &str, dialect: Dialect) -> String {
             _ => url.to_string(),
         },
     };
-    quoted(text.trim_end_matches('/'))
+    escaped(text.trim_end_matches('/'))
 }
 
 /// Within quotes of SQL.
-fn quoted(text: &str) -> String {
+fn escaped(text: &str) -> String {
     text.replace('\'', "''")
 }
 

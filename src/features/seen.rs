@@ -66,6 +66,11 @@ impl View<'_> {
         times.into_iter().try_fold(rows, |rows, time| Ok(rows.filter(engine::before(time, from).is_false())?))
     }
 
+    /// Whether its rows lie in buckets of users.
+    pub fn is_of_users(&self, staged: &Staged, snapshots: &Snapshots) -> bool {
+        staged.is_of_users(self.name) || snapshots.tables.get(self.name).is_some_and(|table| by_user(&table.key))
+    }
+
     /// Reads the view for its digests, unless that was done: of each user only where somebody asks for `users`.
     pub async fn seen(&self, run: &Run, staged: &Staged, snapshots: &Snapshots, users: bool) -> Result<Seen> {
         #[derive(Serialize)]
@@ -77,7 +82,7 @@ impl View<'_> {
             buckets: usize,
             users: bool,
         }
-        let of_users = staged.is_of_users(self.name) || snapshots.tables.get(self.name).is_some_and(|table| by_user(&table.key));
+        let of_users = self.is_of_users(staged, snapshots);
         let users = users && of_users;
         let table = staged.key(self.name).or_else(|| snapshots.keys(self.day).get(self.name).copied());
         let inputs = Inputs {

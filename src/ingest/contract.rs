@@ -31,8 +31,9 @@ pub(super) async fn ask(run: &Run, context: &SessionContext, key: &Key, name: &s
     for check in questions(name, table) {
         checks.ask(context, &check, run.as_of()).await?;
     }
-    if table.source.unique {
-        repeated(run, context, key, name, table, checks).await?;
+    match table.source.unique {
+        true => repeated(run, context, key, name, table, checks).await?,
+        false => table.look_for_old_rows(run, context, key, name, checks).await?,
     }
     size(run, name, table, checks)
 }

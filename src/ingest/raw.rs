@@ -90,7 +90,6 @@ impl RawTables {
             };
             let checked = async {
                 let found = table.check(rows, name, run.date).await? + table.delivered_again(run, &context, key).await?;
-                table.look_for_old_rows(run, &context, key, name, &mut checks).await?;
                 contract::ask(run, &context, key, name, table, &mut checks).await?;
                 Ok(found)
             };
@@ -341,11 +340,14 @@ impl RawTable {
     }
 
     /// Warns of rows that the run date's folder has from a folder too long ago to be searched on every day: they count twice.
-    async fn look_for_old_rows(&self, run: &Run, context: &SessionContext, key: &Key, name: &str, checks: &mut Checks) -> Result<()> {
-        // That contract asks of every day.
-        if self.source.unique {
-            return Ok(());
-        }
+    pub(super) async fn look_for_old_rows(
+        &self,
+        run: &Run,
+        context: &SessionContext,
+        key: &Key,
+        name: &str,
+        checks: &mut Checks,
+    ) -> Result<()> {
         let oldest = run.date - Days::new(REDELIVERY_DAYS);
         let Some(earlier) = self.keyed(run, context, key, |day| day < oldest)? else { return Ok(()) };
         let Some(rows) = self.scan(run, context, key, Scope::Delivered(run.date))? else { return Ok(()) };

@@ -115,7 +115,6 @@ impl Default for ModelSettings {
 
 impl ModelSettings {
     /// Refuses settings that no training can work with.
-    /// What can be known before the night begins.
     pub fn check(&self) -> Result<()> {
         let sizes = [
             ("epochs", self.epochs),
@@ -192,7 +191,7 @@ impl Default for InterestSettings {
 }
 
 impl InterestSettings {
-    /// What can be known before the night begins.
+    /// Refuses settings that no training can work with.
     pub fn check(&self) -> Result<()> {
         let sizes = [
             ("epochs", self.epochs),
