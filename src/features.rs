@@ -12,7 +12,7 @@ use crate::error::{Context, Error, Result};
 use crate::ingest::Staged;
 use crate::platform::catalog::Query;
 use crate::platform::checks::Checks;
-use crate::platform::engine::{self, Format};
+use crate::platform::engine::{self, Cost, Format};
 use crate::platform::run::{Done, Run, Step};
 use arrow::array::{Array, RecordBatch};
 use arrow::datatypes::SchemaRef;
@@ -45,7 +45,7 @@ impl Default for Settings {
 pub struct Snapshots {
     /// Table -> its key columns and feature columns; the same on every day.
     pub tables: BTreeMap<String, FeatureTable>,
-    days: BTreeMap<NaiveDate, BTreeMap<String, Done<FeatureFacts>>>,
+    days: BTreeMap<NaiveDate, BTreeMap<String, Done<Made>>>,
     pub skipped: Vec<String>,
     /// What became of each snapshot, in the order in which they were made.
     pub ledger: Vec<Entry>,
@@ -65,6 +65,15 @@ pub struct FeatureFacts {
     pub table: String,
     pub day: NaiveDate,
     pub rows: u64,
+}
+
+/// What a snapshot's step leaves beside its files.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Made {
+    facts: FeatureFacts,
+    columns: String,
+    /// The digest of its rows, for those who read it.
+    content: String,
 }
 
 const SCHEMA_FILE: &str = "_schema.parquet";
@@ -87,19 +96,28 @@ pub async fn only(run: &Run, staged: &Staged, days: &BTreeSet<NaiveDate>, wanted
             None => queries.push(query),
         }
     }
-    for &day in days {
-        let mut seen = BTreeMap::new();
-        for query in &queries {
-            for name in &query.reads {
-                let view = View { name, day, window_days: query.window_days };
+    let (mut digests, all_days) = (BTreeMap::new(), days.iter().copied().collect::<Vec<_>>());
+    for query in &queries {
+        for name in query.reads.iter().filter(|name| staged.has(name)) {
+            let view = View { name, window_days: query.window_days };
+            if !digests.contains_key(&view) {
                 let mends = |other: &&&Query| other.window_days.is_some() && by_user(&other.grain);
                 let users = queries.iter().filter(mends).any(|other| other.window_days == view.window_days && other.reads.contains(name));
-                if seen.contains_key(&view) {
-                    continue;
-                }
-                let read = view.seen(run, staged, &snapshots, users).await;
-                seen.insert(view, read.with_context(|| format!("features {}: reading {name} for {day}", query.name))?);
+                let read = view.digests(run, staged, &all_days, users).await;
+                digests.insert(view, read.with_context(|| format!("features {}: reading {name}", query.name))?);
             }
+        }
+    }
+    for &day in days {
+        for query in &queries {
+            let of = |name: &str| {
+                let view = View { name, window_days: query.window_days };
+                match digests.get(&view) {
+                    Some(done) => Seen::staged(&view, staged, done, day),
+                    None => Seen::feature(&snapshots, name, day),
+                }
+            };
+            let seen = query.reads.iter().map(|name| Ok((name.as_str(), of(name)?))).collect::<Result<_>>()?;
             snapshot(run, staged, &mut snapshots, query, day, &seen).await.with_context(|| format!("features {} for {day}", query.name))?;
         }
     }
@@ -152,34 +170,33 @@ async fn snapshot(
     snapshots: &mut Snapshots,
     query: &Query,
     day: NaiveDate,
-    seen: &BTreeMap<View<'_>, Seen>,
+    seen: &BTreeMap<&str, Seen>,
 ) -> Result<()> {
-    let view = |name| View { name, day, window_days: query.window_days };
-    let seen: BTreeMap<&str, &Seen> = query.reads.iter().map(|name| (name.as_str(), &seen[&view(name)])).collect();
     let inputs = Inputs {
         sql: query.statement_sha256.clone(),
         as_of: run.job.as_of(day),
         cut_off: run.job.cut_off(day),
-        reads: seen.iter().map(|(name, seen)| ((*name).to_owned(), seen.done.facts.content.clone())).collect(),
+        reads: seen.iter().map(|(name, seen)| ((*name).to_owned(), seen.content.clone())).collect(),
         buckets: run.engine.buckets,
     };
     let buckets: Vec<Option<usize>> = if by_user(&query.grain) { (0..run.engine.buckets).map(Some).collect() } else { vec![None] };
-    let folder = format!("features/{}/dt={day}", query.name);
+    let folder = folder(&query.name, day);
     let mut entry = Entry { table: query.name.clone(), day, way: Way::Reused, why: None, users: None };
     let done = run
         .step(&folder, &inputs, async |step: &Step| {
             let kept = run.kept(&folder).await?;
-            let mend = ledger::mend(run, query, &inputs, &seen, &kept).await?;
+            let mend = ledger::mend(run, query, &inputs, seen, &kept).await?;
             entry.why = Some(ledger::why(&inputs, &kept));
             entry.way = if mend.is_some() { Way::Mended } else { Way::Recomputed };
             entry.users = mend.as_ref().map(Mend::users);
-            let mut facts = FeatureFacts { table: query.name.clone(), day, rows: 0 };
+            let (mut rows_made, mut columns, mut sum) = (0, String::new(), 0_u128);
             let (snapshots, mend) = (&*snapshots, mend.as_ref());
             let answer = async |bucket: Option<usize>| {
-                let rows = match (mend, bucket) {
+                let (rows, cost) = match (mend, bucket) {
                     (Some(mend), Some(bucket)) => mended(run, staged, snapshots, query, day, bucket, mend).await?,
                     _ => rows(planned(run, staged, snapshots, query, day, bucket).await?, query).await?,
                 };
+                step.took(cost);
                 Ok::<_, Error>((bucket, rows))
             };
             let mut answers = pin!(stream::iter(buckets).map(answer).buffered(run.engine.buckets_at_once()));
@@ -187,10 +204,12 @@ async fn snapshot(
                 if bucket.unwrap_or(0) == 0 {
                     step.write_parquet(SCHEMA_FILE, rows.schema(), &[]).await?;
                 }
-                facts.rows += rows.num_rows() as u64;
+                (rows_made, sum) = (rows_made + rows.num_rows() as u64, sum.wrapping_add(seen::sum(&rows)?));
+                columns = seen::titles(&rows.schema());
                 step.write_table(&bucket.map_or("all.parquet".to_owned(), file), &rows).await?;
             }
-            Ok(facts)
+            let content = seen::content(&columns, run.engine.buckets, rows_made, sum);
+            Ok(Made { facts: FeatureFacts { table: query.name.clone(), day, rows: rows_made }, columns, content })
         })
         .await?;
     if !snapshots.tables.contains_key(&query.name) {
@@ -213,12 +232,13 @@ async fn mended(
     day: NaiveDate,
     bucket: usize,
     mend: &Mend,
-) -> Result<RecordBatch> {
+) -> Result<(RecordBatch, Cost)> {
     let changed = &mend.changed[bucket];
     let frame = planned_for(run, staged, snapshots, query, day, Some(bucket), Some(changed)).await?;
     let schema: SchemaRef = Arc::new(engine::plain_schema(frame.schema().as_arrow()));
-    let anew = if changed.is_empty() { RecordBatch::new_empty(schema.clone()) } else { rows(frame, query).await? };
-    mend.with(bucket, &file(bucket), anew, &schema, &query.grain).await
+    let (anew, cost) =
+        if changed.is_empty() { (RecordBatch::new_empty(schema.clone()), Cost::default()) } else { rows(frame, query).await? };
+    Ok((mend.with(bucket, &file(bucket), anew, &schema, &query.grain).await?, cost))
 }
 
 /// The query as it runs: as of `day`, over one bucket of users or over everybody, sorted by its key.
@@ -245,8 +265,8 @@ async fn planned_for(
 ) -> Result<DataFrame> {
     let context = engine::session(&bucket.map_or(run.engine.clone(), |_| run.engine.of_one_bucket()))?;
     for name in &query.reads {
-        let view = View { name, day, window_days: query.window_days };
-        let mut rows = view.rows(run, staged, snapshots, &context, bucket)?;
+        let view = View { name, window_days: query.window_days };
+        let mut rows = view.rows(run, staged, snapshots, &context, day, bucket)?;
         if let (Some(users), true) = (users, view.is_of_users(staged, snapshots)) {
             rows = rows.filter(ident("user_id").in_list(users.iter().map(lit).collect(), false))?;
         }
@@ -257,8 +277,8 @@ async fn planned_for(
 }
 
 /// The rows of a planned query, whose key must be unique.
-async fn rows(frame: DataFrame, query: &Query) -> Result<RecordBatch> {
-    let rows = engine::collect_apart(frame).await.map_err(|error| engine::of_query(error, query.path.display()))?;
+async fn rows(frame: DataFrame, query: &Query) -> Result<(RecordBatch, Cost)> {
+    let (rows, cost) = engine::collect_measured_apart(frame).await.map_err(|error| engine::of_query(error, query.path.display()))?;
     let key = query.grain.iter().map(|name| rows.column_by_name(name).cloned().ok_or(name));
     let key = key.collect::<std::result::Result<Vec<_>, _>>().map_err(|absent| {
         Error::usage(format_args!("{}: the header's grain names {absent}, which the query does not return", query.path.display()))
@@ -280,7 +300,11 @@ async fn rows(frame: DataFrame, query: &Query) -> Result<RecordBatch> {
             rows.num_rows() - distinct
         )));
     }
-    Ok(rows)
+    Ok((rows, cost))
+}
+
+fn folder(table: &str, day: NaiveDate) -> String {
+    format!("features/{table}/dt={day}")
 }
 
 fn file(bucket: usize) -> String {
@@ -301,10 +325,14 @@ impl Snapshots {
         Ok(())
     }
 
+    fn made(&self, name: &str, day: NaiveDate) -> Result<&Done<Made>> {
+        let made = self.days.get(&day).and_then(|tables| tables.get(name));
+        made.ok_or_else(|| Error::internal(format_args!("{name} was not made for {day}")))
+    }
+
     /// The rows of one table of a day.
     fn rows(&self, context: &SessionContext, name: &str, day: NaiveDate, bucket: Option<usize>) -> Result<DataFrame> {
-        let made = self.days.get(&day).and_then(|tables| tables.get(name));
-        let done = made.ok_or_else(|| Error::internal(format_args!("{name} was not made for {day}")))?;
+        let done = self.made(name, day)?;
         let table = &self.tables[name];
         let bucket = bucket.filter(|_| by_user(&table.key)).map(file);
         let paths = done.files.iter().map(|file| &file.path).filter(|path| *path != SCHEMA_FILE);
@@ -329,7 +357,7 @@ impl Snapshots {
     }
 
     fn rows_of(&self, table: &str, day: NaiveDate) -> Option<u64> {
-        Some(self.days.get(&day)?.get(table)?.facts.rows)
+        Some(self.made(table, day).ok()?.facts.facts.rows)
     }
 
     /// What decides the content of a day's snapshot.
@@ -339,6 +367,6 @@ impl Snapshots {
     }
 
     pub fn facts(&self) -> Vec<FeatureFacts> {
-        self.days.values().flat_map(|tables| tables.values().map(|done| done.facts.clone())).collect()
+        self.days.values().flat_map(|tables| tables.values().map(|done| done.facts.facts.clone())).collect()
     }
 }

@@ -34,6 +34,9 @@ pub struct Backfill {
     /// The last date, itself included.
     #[arg(long, env = "NIGHTMARKET_END")]
     end: NaiveDate,
+    /// Stop each night after this stage: with `features` only missing and stale snapshots are made.
+    #[arg(long, value_enum, default_value = "report", env = "NIGHTMARKET_UNTIL", value_name = "STAGE")]
+    until: Stage,
     #[command(flatten)]
     place: Place,
     #[command(flatten)]
@@ -51,7 +54,7 @@ pub async fn run(night: Night, output: Output, termination_log: Option<&Path>) -
 
 /// As JSON one document: what the nights found, oldest first, up to one that failed.
 pub async fn backfill(nights: Backfill, output: Output, termination_log: Option<&Path>) -> Result<()> {
-    let Backfill { job, start, end, place, listeners } = nights;
+    let Backfill { job, start, end, until, place, listeners } = nights;
     if start > end {
         return Err(Error::usage(format_args!("--start {start} lies after --end {end}")));
     }
@@ -59,7 +62,7 @@ pub async fn backfill(nights: Backfill, output: Output, termination_log: Option<
     let mut ended = Ok(());
     for date in start.iter_days().take_while(|date| *date <= end) {
         let at = JobDate { job: job.clone(), date: date.to_string(), place: place.clone() };
-        match one(&at, None, Stage::Report, &listeners, termination_log).await.with_context(|| date.to_string()) {
+        match one(&at, None, until, &listeners, termination_log).await.with_context(|| date.to_string()) {
             Ok((json, _)) if output == Output::Json => found.push(json),
             Ok((json, text)) => print(output, &json, || text)?,
             Err(error) => {

@@ -5,8 +5,8 @@
 //! only some users' rows differ and the table is made user by user, the others' rows are taken from the earlier snapshot. The ledger is
 //! nothing but these folders: `forget` and `gc` may take any of them away, and what is gone is computed again.
 
-use super::seen::{self, Seen, SeenFacts};
-use super::{FeatureFacts, by_user};
+use super::seen::{Seen, Users};
+use super::{Made, by_user};
 use crate::error::Result;
 use crate::platform::catalog::Query;
 use crate::platform::run::{Done, Manifest, Run, VERSION};
@@ -38,6 +38,23 @@ pub enum Way {
     Recomputed,
 }
 
+/// What became of a night's snapshots, in words: how many were reused, and why the others were not.
+pub fn summary(ledger: &[Entry]) -> String {
+    let of = |way| ledger.iter().filter(move |entry| entry.way == way);
+    let mut parts = vec![format!("{} reused", of(Way::Reused).count())];
+    let users: u64 = of(Way::Mended).filter_map(|entry| entry.users).sum();
+    if of(Way::Mended).count() > 0 {
+        parts.push(format!("{} mended for {users} users", of(Way::Mended).count()));
+    }
+    let mut reasons: BTreeMap<&str, usize> = BTreeMap::new();
+    of(Way::Recomputed).filter_map(|entry| entry.why.as_deref()).for_each(|why| *reasons.entry(why).or_default() += 1);
+    if !reasons.is_empty() {
+        let reasons: Vec<String> = reasons.iter().map(|(why, count)| format!("{count}: {why}")).collect();
+        parts.push(format!("{} computed ({})", of(Way::Recomputed).count(), reasons.join("; ")));
+    }
+    parts.join(", ")
+}
+
 /// Everything that decides a snapshot's rows.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
 pub(super) struct Inputs {
@@ -51,7 +68,7 @@ pub(super) struct Inputs {
 
 /// An earlier snapshot that is right but for some users.
 pub(super) struct Mend {
-    earlier: Done<FeatureFacts>,
+    earlier: Done<Made>,
     /// By bucket.
     pub changed: Vec<BTreeSet<String>>,
 }
@@ -61,7 +78,7 @@ const MOST_USERS: usize = 10_000;
 const LARGEST_SHARE: f64 = 0.5;
 
 /// Why no kept snapshot of the table and day is that of `inputs`: what the last one written was made of.
-pub(super) fn why(inputs: &Inputs, kept: &[Manifest<FeatureFacts>]) -> String {
+pub(super) fn why(inputs: &Inputs, kept: &[Manifest<Made>]) -> String {
     let Some(last) = kept.first() else { return "nothing of this day is kept".to_owned() };
     let old = match serde_json::from_value::<Inputs>(last.inputs.clone()) {
         Ok(old) if last.version == VERSION => old,
@@ -91,8 +108,8 @@ pub(super) async fn mend(
     run: &Run,
     query: &Query,
     inputs: &Inputs,
-    seen: &BTreeMap<&str, &Seen>,
-    kept: &[Manifest<FeatureFacts>],
+    seen: &BTreeMap<&str, Seen>,
+    kept: &[Manifest<Made>],
 ) -> Result<Option<Mend>> {
     if query.window_days.is_none() || !by_user(&query.grain) {
         return Ok(None);
@@ -108,10 +125,10 @@ pub(super) async fn mend(
         let mut views = Vec::new();
         for (name, now) in seen.iter().filter(|(_, seen)| seen.of_users) {
             let before = match old.reads.get(*name) {
-                Some(content) => now.with_users(run, content).await?,
+                Some(content) => now.users(run, content).await?,
                 None => None,
             };
-            match before.zip(now.with_users(run, &now.done.facts.content).await?) {
+            match before.zip(now.users(run, &now.content).await?) {
                 Some(view) => views.push(view),
                 None => continue 'kept,
             }
@@ -125,12 +142,12 @@ pub(super) async fn mend(
 }
 
 /// The users of each bucket whose rows differ in a view; `None` when they are too many, or nobody.
-async fn changed(views: &[(Done<SeenFacts>, Done<SeenFacts>)], buckets: usize) -> Result<Option<Vec<BTreeSet<String>>>> {
+async fn changed(views: &[(Users, Users)], buckets: usize) -> Result<Option<Vec<BTreeSet<String>>>> {
     let (mut changed, mut all) = (vec![BTreeSet::new(); buckets], 0);
     for (bucket, changed) in changed.iter_mut().enumerate() {
         let mut known = BTreeSet::new();
         for (before, now) in views {
-            let (before, now) = (seen::users_of(before, bucket).await?, seen::users_of(now, bucket).await?);
+            let (before, now) = (before.of(bucket).await?, now.of(bucket).await?);
             known.extend(before.keys().chain(now.keys()).cloned());
             changed.extend(before.iter().filter(|(user, digest)| now.get(*user) != Some(*digest)).map(|(user, _)| user.clone()));
             changed.extend(now.into_keys().filter(|user| !before.contains_key(user)));

@@ -3,67 +3,88 @@
 //! A digest is the sum of the hashes of the rows as they are shown, after the cut-off and the window: it is the same wherever the same
 //! rows are shown, however they came about and on whatever night. So a late arrival changes only the days whose cut-off lies after it;
 //! who is suppressed or withdraws is shown no more and changes each day on which they were; and a change of staging that changes no
-//! row changes nothing.
+//! row changes nothing. A log is read once for all days: but for an outcome that comes later, a row is the same on every day on which
+//! it is shown.
 
-use super::{Snapshots, by_user};
+use super::{Made, Snapshots, by_user, file};
 use crate::error::{Error, Result};
-use crate::ingest::{Staged, TIMES};
+use crate::ingest::{Known, Staged, TIMES};
 use crate::platform::engine;
 use crate::platform::run::{Done, Run, Step};
 use crate::types::{column, optional_column};
-use arrow::array::{Array, FixedSizeBinaryArray, RecordBatch, StringArray};
+use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, FixedSizeBinaryArray, FixedSizeBinaryBuilder, RecordBatch, StringArray};
+use arrow::datatypes::Schema;
 use arrow::row::{RowConverter, SortField};
 use chrono::{DateTime, Days, NaiveDate, Utc};
 use datafusion::common::runtime::SpawnedTask;
-use datafusion::prelude::{DataFrame, SessionContext};
+use datafusion::logical_expr::Expr;
+use datafusion::prelude::{DataFrame, SessionContext, ident};
 use futures::stream::{self, StreamExt, TryStreamExt};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::pin::pin;
 use std::sync::Arc;
 use xxhash_rust::xxh3::xxh3_128;
 
-/// A table as of a day, with as many days of its log as a query is shown.
+/// A table with as many days of its log as a query is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct View<'a> {
     pub name: &'a str,
-    pub day: NaiveDate,
     pub window_days: Option<u64>,
 }
 
-/// A view that was read for its digests.
+/// What a query is shown of a table as of a day.
 pub(super) struct Seen {
-    pub folder: String,
+    pub content: String,
     pub of_users: bool,
-    pub done: Done<SeenFacts>,
+    from: From,
+}
+
+enum From {
+    /// A canonical table, whose digests of a night stand together.
+    Staged { view: String, columns: String, day: NaiveDate },
+    /// A feature table: its snapshot says it all.
+    Feature { folder: String, columns: String },
+}
+
+/// The digests of a view as of each day.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+pub(super) struct SeenFacts {
+    pub columns: String,
+    pub days: BTreeMap<NaiveDate, Content>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
-pub(super) struct SeenFacts {
+pub(super) struct Content {
     /// The digest of all rows, of the columns' types and of the number of buckets.
     pub content: String,
-    pub columns: String,
     pub rows: u64,
 }
 
 impl View<'_> {
-    /// The rows that a query is shown; with a bucket, only that bucket's where they are of users.
+    /// The rows that a query is shown as of a day; with a bucket, only that bucket's where they are of users.
     pub fn rows(
         &self,
         run: &Run,
         staged: &Staged,
         snapshots: &Snapshots,
         context: &SessionContext,
+        day: NaiveDate,
         bucket: Option<usize>,
     ) -> Result<DataFrame> {
-        let Some(rows) = staged.known(context, run, self.name, self.day, bucket)? else {
-            return snapshots.rows(context, self.name, self.day, bucket);
+        let Some(rows) = staged.known(context, run, self.name, day, bucket)? else {
+            return snapshots.rows(context, self.name, day, bucket);
         };
-        let Some(window) = self.window_days else { return Ok(rows) };
-        let schema = rows.schema().as_arrow().clone();
-        let from = run.job.as_of(self.day) - Days::new(window);
+        let within = self.within(run, day, rows.schema().as_arrow());
+        Ok(within.into_iter().try_fold(rows, DataFrame::filter)?)
+    }
+
+    /// The conditions of its window.
+    fn within(&self, run: &Run, day: NaiveDate, schema: &Schema) -> Vec<Expr> {
+        let Some(window) = self.window_days else { return Vec::new() };
+        let from = run.job.as_of(day) - Days::new(window);
         let times = TIMES.into_iter().filter(|time| schema.field_with_name(time).is_ok());
-        times.into_iter().try_fold(rows, |rows, time| Ok(rows.filter(engine::before(time, from).is_false())?))
+        times.map(|time| engine::before(time, from).is_false()).collect()
     }
 
     /// Whether its rows lie in buckets of users.
@@ -71,129 +92,271 @@ impl View<'_> {
         staged.is_of_users(self.name) || snapshots.tables.get(self.name).is_some_and(|table| by_user(&table.key))
     }
 
-    /// Reads the view for its digests, unless that was done: of each user only where somebody asks for `users`.
-    pub async fn seen(&self, run: &Run, staged: &Staged, snapshots: &Snapshots, users: bool) -> Result<Seen> {
+    /// Reads a view of a canonical table for its digests as of each of `days`: of each user only where somebody asks for `users`.
+    pub async fn digests(&self, run: &Run, staged: &Staged, days: &[NaiveDate], users: bool) -> Result<Done<SeenFacts>> {
         #[derive(Serialize)]
         struct Inputs<'a> {
             table: &'a str,
-            as_of: DateTime<Utc>,
-            cut_off: DateTime<Utc>,
+            /// Day, as of, cut-off.
+            days: Vec<(NaiveDate, DateTime<Utc>, DateTime<Utc>)>,
             window_days: Option<u64>,
             buckets: usize,
             users: bool,
         }
-        let of_users = self.is_of_users(staged, snapshots);
+        let of_users = staged.is_of_users(self.name);
         let users = users && of_users;
-        let table = staged.key(self.name).or_else(|| snapshots.keys(self.day).get(self.name).copied());
         let inputs = Inputs {
-            table: table.ok_or_else(|| Error::internal(format_args!("{} was not made for {}", self.name, self.day)))?,
-            as_of: run.job.as_of(self.day),
-            cut_off: run.job.cut_off(self.day),
+            table: staged.key(self.name).ok_or_else(|| Error::internal(format_args!("{} was not staged", self.name)))?,
+            days: days.iter().map(|&day| (day, run.job.as_of(day), run.job.cut_off(day))).collect(),
             window_days: self.window_days,
             buckets: run.engine.buckets,
             users,
         };
-        let window = self.window_days.map(|days| format!("_{days}d")).unwrap_or_default();
-        let folder = format!("features/_seen/{}{window}/dt={}", self.name, self.day);
         let buckets: Vec<Option<usize>> = if of_users { (0..run.engine.buckets).map(Some).collect() } else { vec![None] };
-        let done = run
-            .step(&folder, &inputs, async |step: &Step| {
-                let digest = async |bucket: Option<usize>| {
-                    let context = engine::session(&run.engine.of_one_bucket())?;
-                    let rows = self.rows(run, staged, snapshots, &context, bucket)?;
-                    let digest = SpawnedTask::spawn(Digest::of(rows, users)).join_unwind().await.map_err(Error::internal)??;
-                    Ok::<_, Error>((bucket, digest))
-                };
-                let mut digests = pin!(stream::iter(buckets).map(digest).buffered(run.engine.buckets_at_once()));
-                let (mut columns, mut rows, mut sum, mut by_bucket) = (String::new(), 0, 0_u128, BTreeMap::new());
-                while let Some((bucket, digest)) = digests.try_next().await? {
-                    (columns, rows, sum) = (digest.columns, rows + digest.rows, sum.wrapping_add(digest.sum));
-                    by_bucket.extend(bucket.filter(|_| users).map(|bucket| (bucket, digest.users)));
+        run.step(&folder(&self.title(), run.date), &inputs, async |step: &Step| {
+            let digest = async |bucket: Option<usize>| {
+                let context = engine::session(&run.engine.of_one_bucket())?;
+                let mut parts = Vec::new();
+                for known in staged.known_on(&context, run, self.name, days, bucket)? {
+                    parts.push(self.part(run, known)?);
                 }
-                let content = format!("{:032x}", xxh3_128(format!("{columns}\n{}\n{rows}\n{sum:032x}", run.engine.buckets).as_bytes()));
-                // Of the same rows an earlier night has said whose they are.
-                if !run.kept::<SeenFacts>(&folder).await?.iter().any(|kept| kept.facts.content == content && !kept.files.is_empty()) {
-                    for (bucket, users) in by_bucket {
-                        step.write_table(&file(bucket), &table_of(users)?).await?;
-                    }
+                let digests = SpawnedTask::spawn(Digests::of(parts, users)).join_unwind().await.map_err(Error::internal)??;
+                Ok::<_, Error>((bucket, digests))
+            };
+            let mut buckets = pin!(stream::iter(buckets).map(digest).buffered(run.engine.buckets_at_once()));
+            let mut whole = Digests::default();
+            while let Some((bucket, digests)) = buckets.try_next().await? {
+                if let Some(bucket) = bucket.filter(|_| users) {
+                    step.write_table(&file(bucket), &digests.table(days)?).await?;
                 }
-                Ok(SeenFacts { content, columns, rows })
-            })
-            .await?;
-        Ok(Seen { folder, of_users, done })
+                whole.add(digests);
+            }
+            let content = |day: &NaiveDate| (*day, whole.content(*day, run.engine.buckets));
+            Ok(SeenFacts { days: days.iter().map(content).collect(), columns: whole.columns })
+        })
+        .await
+    }
+
+    /// Rows and, for each day on which they may be known, whether they are shown.
+    fn part(&self, run: &Run, known: Known) -> Result<Part> {
+        let schema = known.rows.schema().as_arrow().clone();
+        let shown = |(day, known): &(NaiveDate, Expr)| self.within(run, *day, &schema).into_iter().fold(known.clone(), Expr::and);
+        let columns = schema.fields().iter().map(|field| ident(field.name()));
+        let shown = known.on.iter().enumerate().map(|(i, on)| shown(on).alias(format!("shown {i}")));
+        let rows = known.rows.select(columns.chain(shown).collect::<Vec<_>>())?;
+        Ok(Part { rows, columns: schema.fields().len(), days: known.on.into_iter().map(|(day, _)| day).collect() })
+    }
+
+    /// The name of its folder.
+    fn title(&self) -> String {
+        format!("{}{}", self.name, self.window_days.map(|days| format!("_{days}d")).unwrap_or_default())
     }
 }
 
-/// The digests of a bucket's users, sorted.
-pub(super) async fn users_of(done: &Done<SeenFacts>, bucket: usize) -> Result<BTreeMap<String, [u8; 16]>> {
-    let rows = done.store.read_parquet(&file(bucket)).await?;
-    let (users, digests) = (column::<StringArray>(&rows, "user_id")?, column::<FixedSizeBinaryArray>(&rows, "digest")?);
-    let digest = |row: usize| digests.value(row).try_into().map_err(|_| Error::internal("a digest has 16 bytes"));
-    (0..rows.num_rows()).map(|row| Ok((users.value(row).to_owned(), digest(row)?))).collect()
+/// Rows, and after their own columns one for each of `days`: whether a row is shown on it.
+struct Part {
+    rows: DataFrame,
+    columns: usize,
+    days: Vec<NaiveDate>,
+}
+
+/// The digests of a bucket, or of all, as of each day.
+#[derive(Default)]
+struct Digests {
+    columns: String,
+    days: BTreeMap<NaiveDate, Digest>,
+}
+
+#[derive(Default)]
+struct Digest {
+    rows: u64,
+    sum: u128,
+    users: HashMap<String, u128>,
+}
+
+impl Digests {
+    async fn of(parts: Vec<Part>, by_user: bool) -> Result<Self> {
+        let mut digests = Self::default();
+        for Part { rows, columns, days } in parts {
+            let schema = Arc::new(engine::plain_schema(rows.schema().as_arrow()));
+            let own = schema.project(&(0..columns).collect::<Vec<_>>())?;
+            digests.columns = titles(&own);
+            days.iter().for_each(|day| drop(digests.days.entry(*day).or_default()));
+            let hasher = Hasher::new(&own)?;
+            let mut batches = rows.execute_stream().await?;
+            while let Some(batch) = batches.try_next().await? {
+                let batch = engine::plain(&batch, &schema)?;
+                let hashes = hasher.rows(&batch.columns()[..columns])?;
+                let users = if by_user { optional_column::<StringArray>(&batch, "user_id")? } else { None };
+                for (day, shown) in days.iter().zip(&batch.columns()[columns..]) {
+                    digests.days.entry(*day).or_default().add(&hashes, shown.as_boolean(), users);
+                }
+            }
+        }
+        Ok(digests)
+    }
+
+    /// Adds another bucket's rows.
+    fn add(&mut self, bucket: Self) {
+        self.columns = bucket.columns;
+        for (day, digest) in bucket.days {
+            let whole = self.days.entry(day).or_default();
+            (whole.rows, whole.sum) = (whole.rows + digest.rows, whole.sum.wrapping_add(digest.sum));
+        }
+    }
+
+    fn content(&self, day: NaiveDate, buckets: usize) -> Content {
+        let (rows, sum) = self.days.get(&day).map_or((0, 0), |digest| (digest.rows, digest.sum));
+        Content { content: content(&self.columns, buckets, rows, sum), rows }
+    }
+
+    /// user_id, sorted, and a column of digests for each day; NULL = not shown.
+    fn table(&self, days: &[NaiveDate]) -> Result<RecordBatch> {
+        let users: BTreeSet<&String> = self.days.values().flat_map(|digest| digest.users.keys()).collect();
+        let ids: StringArray = users.iter().map(|user| Some(user.as_str())).collect();
+        let mut columns = vec![("user_id".to_owned(), Arc::new(ids) as ArrayRef, false)];
+        for day in days {
+            let mut digests = FixedSizeBinaryBuilder::with_capacity(users.len(), 16);
+            for user in &users {
+                match self.days.get(day).and_then(|digest| digest.users.get(*user)) {
+                    Some(digest) => digests.append_value(digest.to_be_bytes())?,
+                    None => digests.append_null(),
+                }
+            }
+            columns.push((day.to_string(), Arc::new(digests.finish()), true));
+        }
+        Ok(RecordBatch::try_from_iter_with_nullable(columns)?)
+    }
+}
+
+impl Digest {
+    fn add(&mut self, hashes: &[u128], shown: &BooleanArray, users: Option<&StringArray>) {
+        let mut user_before: Option<(&str, u128)> = None;
+        for (at, &hash) in hashes.iter().enumerate().filter(|(at, _)| shown.is_valid(*at) && shown.value(*at)) {
+            (self.rows, self.sum) = (self.rows + 1, self.sum.wrapping_add(hash));
+            let Some(users) = users else { continue };
+            let user = if users.is_valid(at) { users.value(at) } else { "" };
+            // A user's rows lie together: one look-up is enough for them.
+            match &mut user_before {
+                Some((of, sum)) if *of == user => *sum = sum.wrapping_add(hash),
+                _ => user_before.replace((user, hash)).into_iter().for_each(|(user, sum)| self.credit(user, sum)),
+            }
+        }
+        user_before.into_iter().for_each(|(user, sum)| self.credit(user, sum));
+    }
+
+    fn credit(&mut self, user: &str, hash: u128) {
+        match self.users.get_mut(user) {
+            Some(sum) => *sum = sum.wrapping_add(hash),
+            None => drop(self.users.insert(user.to_owned(), hash)),
+        }
+    }
+}
+
+struct Hasher(RowConverter);
+
+impl Hasher {
+    fn new(schema: &Schema) -> Result<Self> {
+        Ok(Self(RowConverter::new(schema.fields().iter().map(|field| SortField::new(field.data_type().clone())).collect())?))
+    }
+
+    fn rows(&self, columns: &[ArrayRef]) -> Result<Vec<u128>> {
+        Ok(self.0.convert_columns(columns)?.iter().map(|row| xxh3_128(row.as_ref())).collect())
+    }
+}
+
+/// Names and types.
+pub(super) fn titles(schema: &Schema) -> String {
+    schema.fields().iter().map(|field| format!("{} {}", field.name(), field.data_type())).collect::<Vec<_>>().join(", ")
+}
+
+/// The digest of all rows, of the columns' types and of the number of buckets.
+pub(super) fn content(columns: &str, buckets: usize, rows: u64, sum: u128) -> String {
+    format!("{:032x}", xxh3_128(format!("{columns}\n{buckets}\n{rows}\n{sum:032x}").as_bytes()))
+}
+
+/// The sum of the hashes of a table's rows.
+pub(super) fn sum(table: &RecordBatch) -> Result<u128> {
+    let hashes = Hasher::new(&table.schema())?.rows(table.columns())?;
+    Ok(hashes.into_iter().fold(0, u128::wrapping_add))
 }
 
 impl Seen {
-    /// A view of tonight or of an earlier night that has this digest and the same columns, and whose users are known.
-    pub async fn with_users(&self, run: &Run, content: &str) -> Result<Option<Done<SeenFacts>>> {
-        for manifest in run.kept::<SeenFacts>(&self.folder).await? {
-            let facts = &manifest.facts;
-            if facts.content == content
-                && facts.columns == self.done.facts.columns
-                && let Some(done) = run.earlier(&manifest).await?.filter(|done| !done.files.is_empty())
-            {
-                return Ok(Some(done));
+    /// Of a canonical table.
+    pub fn staged(view: &View<'_>, staged: &Staged, done: &Done<SeenFacts>, day: NaiveDate) -> Result<Self> {
+        let SeenFacts { columns, days } = &done.facts;
+        let of_day = days.get(&day).ok_or_else(|| Error::internal(format_args!("{} was not read for {day}", view.name)))?;
+        let from = From::Staged { view: view.title(), columns: columns.clone(), day };
+        Ok(Self { content: of_day.content.clone(), of_users: staged.is_of_users(view.name), from })
+    }
+
+    /// Of a feature table.
+    pub fn feature(snapshots: &Snapshots, name: &str, day: NaiveDate) -> Result<Self> {
+        let Made { content, columns, .. } = &snapshots.made(name, day)?.facts;
+        let from = From::Feature { folder: super::folder(name, day), columns: columns.clone() };
+        Ok(Self { content: content.clone(), of_users: by_user(&snapshots.tables[name].key), from })
+    }
+
+    /// Its users on a night, this or an earlier one, on which the same view was of that content; `None` when no such night is kept.
+    pub async fn users(&self, run: &Run, of_content: &str) -> Result<Option<Users>> {
+        match &self.from {
+            From::Staged { view, columns, day } => {
+                for night in day.iter_days().take_while(|night| *night <= run.date).collect::<Vec<_>>().into_iter().rev() {
+                    for manifest in run.kept::<SeenFacts>(&folder(view, night)).await? {
+                        let facts = &manifest.facts;
+                        let same = facts.columns == *columns && facts.days.get(day).is_some_and(|day| day.content == of_content);
+                        if same
+                            && !manifest.files.is_empty()
+                            && let Some(done) = run.earlier(&manifest).await?
+                        {
+                            return Ok(Some(Users::Digests(done, *day)));
+                        }
+                    }
+                }
+            }
+            From::Feature { folder, columns } => {
+                for manifest in run.kept::<Made>(folder).await? {
+                    let same = manifest.facts.columns == *columns && manifest.facts.content == of_content;
+                    if same && let Some(done) = run.earlier(&manifest).await? {
+                        return Ok(Some(Users::Rows(done)));
+                    }
+                }
             }
         }
         Ok(None)
     }
 }
 
-fn file(bucket: usize) -> String {
-    format!("bucket={bucket}.parquet")
+/// What tells whether a user's rows are those of another night.
+pub(super) enum Users {
+    Digests(Done<SeenFacts>, NaiveDate),
+    Rows(Done<Made>),
 }
 
-#[derive(Default)]
-struct Digest {
-    columns: String,
-    rows: u64,
-    sum: u128,
-    users: HashMap<String, u128>,
-}
-
-impl Digest {
-    async fn of(rows: DataFrame, by_user: bool) -> Result<Self> {
-        let schema = Arc::new(engine::plain_schema(rows.schema().as_arrow()));
-        let columns = schema.fields().iter().map(|field| format!("{} {}", field.name(), field.data_type())).collect::<Vec<_>>();
-        let mut digest = Self { columns: columns.join(", "), ..Self::default() };
-        let converter = RowConverter::new(schema.fields().iter().map(|field| SortField::new(field.data_type().clone())).collect())?;
-        let mut batches = rows.execute_stream().await?;
-        while let Some(batch) = batches.try_next().await? {
-            let batch = engine::plain(&batch, &schema)?;
-            let users = if by_user { optional_column::<StringArray>(&batch, "user_id")? } else { None };
-            for (at, row) in converter.convert_columns(batch.columns())?.iter().enumerate() {
-                let hash = xxh3_128(row.as_ref());
-                digest.sum = digest.sum.wrapping_add(hash);
-                let Some(users) = users else { continue };
-                let user = if users.is_valid(at) { users.value(at) } else { "" };
-                match digest.users.get_mut(user) {
-                    Some(sum) => *sum = sum.wrapping_add(hash),
-                    None => drop(digest.users.insert(user.to_owned(), hash)),
-                }
+impl Users {
+    /// The digest of each user of a bucket.
+    pub async fn of(&self, bucket: usize) -> Result<BTreeMap<String, u128>> {
+        match self {
+            Self::Digests(done, day) => {
+                let rows = done.store.read_parquet(&file(bucket)).await?;
+                let (users, digests) = (column::<StringArray>(&rows, "user_id")?, column::<FixedSizeBinaryArray>(&rows, &day.to_string())?);
+                let digest = |row: usize| digests.value(row).try_into().map(u128::from_be_bytes);
+                let shown = (0..rows.num_rows()).filter(|row| digests.is_valid(*row));
+                shown
+                    .map(|row| Ok((users.value(row).to_owned(), digest(row).map_err(|_| Error::internal("a digest has 16 bytes"))?)))
+                    .collect()
             }
-            digest.rows += batch.num_rows() as u64;
+            Self::Rows(done) => {
+                let rows = done.store.read_parquet(&file(bucket)).await?;
+                let hashes = Hasher::new(&rows.schema())?.rows(rows.columns())?;
+                let mut digest = Digest::default();
+                digest.add(&hashes, &BooleanArray::from(vec![true; hashes.len()]), Some(column::<StringArray>(&rows, "user_id")?));
+                Ok(digest.users.into_iter().collect())
+            }
         }
-        Ok(digest)
     }
 }
 
-/// user_id and digest, sorted by user.
-fn table_of(users: HashMap<String, u128>) -> Result<RecordBatch> {
-    let users: BTreeMap<String, u128> = users.into_iter().collect();
-    let ids = StringArray::from_iter_values(users.keys());
-    let digests: Vec<[u8; 16]> = users.values().map(|digest| digest.to_be_bytes()).collect();
-    let mut bytes = arrow::array::FixedSizeBinaryBuilder::with_capacity(digests.len(), 16);
-    for digest in &digests {
-        bytes.append_value(digest)?;
-    }
-    Ok(RecordBatch::try_from_iter([("user_id", Arc::new(ids) as _), ("digest", Arc::new(bytes.finish()) as _)])?)
+fn folder(view: &str, night: NaiveDate) -> String {
+    format!("features/_seen/{view}/dt={night}")
 }

@@ -20,7 +20,7 @@ use crate::platform::run::Run;
 use crate::platform::storage::Store;
 use arrow::datatypes::SchemaRef;
 use chrono::NaiveDate;
-pub use known::TIMES;
+pub use known::{Known, TIMES};
 use people::Allowed;
 use people::suppressed;
 use raw::RawTables;

@@ -284,6 +284,7 @@ impl Examples {
         reserved: &[&str],
     ) -> Result<Self> {
         settings.check()?;
+        settings.features.check_names(&train.schema())?;
         let map = features::fit(&[features::Part { table: train, rows: None }], &settings.features, reserved, |_| false)?;
         Self::encoded(settings, map, (train, targets), (valid, valid_targets), None)
     }

@@ -200,7 +200,7 @@ impl Table {
     pub fn weight(&self) -> Weight {
         match self {
             Self::Host(table) => Weight { shape: vec![table.fields.table_rows, table.fields.width], data: table.values.clone() },
-            Self::Device(table) => super::training::weight(&table.values),
+            Self::Device(table) => Weight::of(&table.values),
         }
     }
 
@@ -411,7 +411,7 @@ pub(super) struct DeviceTable {
 
 impl DeviceTable {
     fn new(fields: &Fields, weight: &Weight, device: Device) -> Self {
-        let values = super::training::tensor(weight, device);
+        let values = weight.tensor(device);
         Self { fields: fields.clone(), adam: Adam::new(&values), values }
     }
 
@@ -475,7 +475,7 @@ mod tests {
     }
 
     fn values(tensor: &Tensor) -> Vec<f32> {
-        super::super::training::weight(tensor).data
+        Weight::of(tensor).data
     }
 
     #[test]

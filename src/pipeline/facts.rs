@@ -12,7 +12,7 @@ use crate::dataset::DatasetFacts;
 use crate::deliver::Delivered;
 use crate::evaluate::EvaluationFacts;
 use crate::features::drift::Drift;
-use crate::features::ledger::Entry;
+use crate::features::ledger::{self, Entry};
 use crate::features::{FeatureFacts, Snapshots};
 use crate::ingest::{IngestFacts, Staged};
 use crate::platform::checks::Checks;
@@ -228,7 +228,10 @@ pub fn summary(facts: &Facts, until: Stage) -> Result<String, serde_json::Error>
                 count("/ingest/raw")
             ),
         ),
-        (Stage::Features, format!("features   {} snapshots, {} rows", count("/features"), sum("/features", "rows"))),
+        (
+            Stage::Features,
+            format!("features   {} snapshots, {} rows; {}", count("/features"), sum("/features", "rows"), ledger::summary(&facts.ledger)),
+        ),
         (Stage::Dataset, format!("examples   {}; {}; {}", splits("train"), splits("valid"), splits("test"))),
         (Stage::Gate, format!("model      {}; {}; {}", score("challenger"), score("baseline"), score("champion"))),
         (Stage::Gate, format!("gate       {}: {}", text("/gate/kind"), text("/gate/reason"))),

@@ -7,10 +7,11 @@
 //! ```
 //!
 //! A night reads the digests of the fourteen nights before it, so its history is the same on a rerun. Durations are in `timings`
-//! and `took`, and in the digest's `seconds` and `took`; everything else depends on the night's inputs alone.
+//! and `took`, and in the digest's `seconds`, `took` and `files`; everything else depends on the night's inputs alone.
 
 use super::facts::Facts;
 use crate::error::{Error, Result};
+use crate::platform::engine::Cost;
 use crate::platform::run::{Run, peak_memory_bytes};
 use crate::platform::storage::Store;
 use crate::report::changes::changes;
@@ -41,6 +42,7 @@ pub struct Took {
     pub cost: Option<f64>,
     pub peak_memory_bytes: Option<u64>,
     pub stages: Vec<StageTook>,
+    pub files: Vec<FileTook>,
     pub history: Vec<Value>,
 }
 
@@ -56,6 +58,20 @@ pub struct StageTook {
     /// Of the night.
     pub share: f64,
     pub cost: Option<f64>,
+}
+
+/// What tonight's snapshot of one feature file took.
+#[derive(Clone, Debug, Serialize)]
+pub struct FileTook {
+    pub table: String,
+    pub rows: u64,
+    pub usual_rows: Option<f64>,
+    pub bytes: u64,
+    pub seconds: f64,
+    pub reused: bool,
+    #[serde(flatten)]
+    pub cost: Option<Cost>,
+    pub usual_cpu_seconds: Option<f64>,
 }
 
 /// What no step does: measuring, valuing, admitting, writing the report.
@@ -118,6 +134,22 @@ fn took(run: &Run, spec: &Spec, facts: &Facts, earlier: &[Value]) -> Took {
         stage.share = if seconds > 0.0 { stage.seconds / seconds } else { 0.0 };
         stage.cost = cost(stage.seconds);
     }
+    let mut files = Vec::new();
+    for step in &facts.timings {
+        let of_tonight = step.stage.strip_prefix("features/").and_then(|step| step.strip_suffix(&format!("/dt={}", run.date)));
+        let Some(table) = of_tonight.filter(|table| !table.contains('/')) else { continue };
+        let usual = |key: &str| usual(&|digest| digest["files"][table][key].as_f64()).0;
+        files.push(FileTook {
+            table: table.to_owned(),
+            rows: step.rows,
+            usual_rows: usual("rows"),
+            bytes: step.bytes,
+            seconds: step.seconds,
+            reused: step.reused,
+            cost: step.cost,
+            usual_cpu_seconds: usual("cpu_seconds"),
+        });
+    }
     let (usual_seconds, nights) = usual(&|digest| digest["took"].as_f64());
     let night = |digest: &Value| Some(json!({"date": digest["date"], "seconds": digest["took"].as_f64()?}));
     let history = earlier.iter().filter_map(night).chain([json!({"date": run.date, "seconds": seconds})]).collect();
@@ -129,6 +161,7 @@ fn took(run: &Run, spec: &Spec, facts: &Facts, earlier: &[Value]) -> Took {
         cost: cost(seconds),
         peak_memory_bytes: peak_memory_bytes(),
         stages,
+        files,
         history,
     }
 }
@@ -138,6 +171,7 @@ fn without_durations(digest: &Value) -> Value {
     if let Some(map) = digest.as_object_mut() {
         map.remove("seconds");
         map.remove("took");
+        map.remove("files");
     }
     digest
 }
@@ -148,6 +182,11 @@ fn keep_durations(tonight: &mut Value, first: &Value) {
     let whole = seconds.keys().all(|stage| !tonight["seconds"][stage].is_null());
     seconds.extend(tonight["seconds"].as_object().cloned().unwrap_or_default());
     tonight["seconds"] = Value::Object(seconds);
+    let mut files = first["files"].as_object().cloned().unwrap_or_default();
+    files.extend(tonight["files"].as_object().cloned().unwrap_or_default());
+    if !files.is_empty() {
+        tonight["files"] = Value::Object(files);
+    }
     if !whole && first["took"].as_f64() > tonight["took"].as_f64() {
         tonight["took"] = first["took"].clone();
     }

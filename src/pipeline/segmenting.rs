@@ -8,9 +8,11 @@ use crate::error::Result;
 use crate::features::Snapshots;
 use crate::ingest::Staged;
 use crate::model::{Embeddings, Interest};
+use crate::platform::engine;
 use crate::platform::run::{Done, MANIFEST, Manifest, Run, Step};
 use crate::publish::Commit;
 use crate::segments::clusters::{self, Behaviour, ClustersFacts};
+use crate::segments::keywords::Searches;
 use crate::segments::lookalikes::{self, LookalikeFacts};
 use crate::segments::{self, Taxonomy};
 use crate::spec::Spec;
@@ -107,6 +109,9 @@ pub async fn segments(
         let mut found = segments::segment(&spec.segments, &segments::Inputs { audiences: &audiences, ..inputs })?;
         found.facts.clusters = clusters.or_else(|| (spec.segments.clusters.k > 0).then(|| ClustersFacts::skipped(NO_TASTES)));
         found.facts.lookalikes = of_seeds;
+        if let Some((terms, leads)) = searches(run, snapshots).await? {
+            found.add_keywords(Searches { terms: &terms, leads: &leads }, &Taxonomy::read(&categories)?)?;
+        }
         step.write_table("segments.parquet", &found.segments).await?;
         step.write_table("user_segments.parquet", &found.user_segments).await?;
         step.write_table("labels_before_floor.parquet", &found.labels_before_floor).await?;
@@ -116,6 +121,20 @@ pub async fn segments(
 }
 
 const NO_TASTES: &str = "there is no interest network, in whose space users could be compared";
+
+/// What users searched for (user_id, term), and where terms lead (term, category_id, share); `None` where the shop has no such features.
+pub async fn searches(run: &Run, snapshots: &Snapshots) -> Result<Option<(RecordBatch, RecordBatch)>> {
+    let has = |table: &str, column: &str| snapshots.tables.get(table).is_some_and(|table| table.columns.iter().any(|name| name == column));
+    if !has("user__search_terms", "queries") || !has("term_category__lookup", "share_30d") {
+        return Ok(None);
+    }
+    let context = engine::session(&run.engine)?;
+    snapshots.register(&context, run.date, None, |name| ["user__search_terms", "term_category__lookup"].contains(&name))?;
+    let ask = async |sql: &str| engine::collect(engine::plan_sql(&context, sql, run.as_of()).await?).await;
+    let terms = "SELECT DISTINCT user_id, term FROM (SELECT user_id, UNNEST(queries) AS term FROM user__search_terms) WHERE term IS NOT NULL ORDER BY user_id, term";
+    let leads = "SELECT term, category_id, share_30d AS share FROM term_category__lookup ORDER BY term, category_id";
+    Ok(Some((ask(terms).await?, ask(leads).await?)))
+}
 
 /// Of every user with a sign of interest: the scores of categories, and a place among users by those that may be labels.
 async fn scores_and_embeddings(

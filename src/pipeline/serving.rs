@@ -1,6 +1,7 @@
 //! A chosen model -> tonight's tables, checked against their rules and last night's.
 
 use super::learning::Chosen;
+use super::segmenting;
 use crate::admit::{self, Proposal};
 use crate::dataset;
 use crate::deliver::{self, Delivered};
@@ -17,7 +18,7 @@ use crate::segments;
 use crate::spec::Spec;
 use crate::statistics::ope;
 use crate::targeting::arms::{Arm, Shares};
-use crate::targeting::{self, supply, tables::Stamp, value};
+use crate::targeting::{self, candidates, supply, tables::Stamp, value};
 use crate::types::{column, optional_column};
 use arrow::array::{ArrayRef, BooleanArray, Float64Array, Int64Array, RecordBatch, StringArray};
 use arrow::compute::filter_record_batch;
@@ -98,13 +99,24 @@ pub async fn targeting(
         let user_segments = segmented.store.read_parquet("user_segments.parquet").await?;
         let primary = segments::primary_users(&user_segments)?;
         let offers = value::offers(&ads, campaigns.as_ref(), stamp.valid_from, stamp.valid_to)?;
-        let ad_ids: Vec<String> = offers.iter().map(|offer| offer.ad_id.clone()).collect();
+        let chosen_ads = chosen_ads(run, spec, staged, snapshots, &offers, &primary, &ads).await?;
+        let all: Vec<String> = offers.iter().map(|offer| offer.ad_id.clone()).collect();
         let sampled = value::sample(&primary, spec.targeting.max_users_scored_per_segment, run.job.seed)?;
+        // All users who may see the same ads, or one segment's.
+        let crowds = match &chosen_ads {
+            None => vec![(sampled.clone(), &all)],
+            Some(chosen) => {
+                let of = |(segment, users): (String, RecordBatch)| chosen.by_segment.get(&segment).map(|ads| (users, ads));
+                by_segment(&sampled)?.into_iter().filter_map(of).collect()
+            }
+        };
         let mut scores = value::Scores::default();
-        for start in (0..sampled.num_rows()).step_by(USERS_A_BATCH) {
-            let users = sampled.slice(start, USERS_A_BATCH.min(sampled.num_rows() - start));
-            let candidates = dataset::candidates(run, staged, snapshots, &users, &ad_ids).await?;
-            scores.add(&scored(&candidates, chosen)?)?;
+        for (users, ads) in crowds {
+            for start in (0..users.num_rows()).step_by(USERS_A_BATCH) {
+                let batch = users.slice(start, USERS_A_BATCH.min(users.num_rows() - start));
+                let candidates = dataset::candidates(run, staged, snapshots, &batch, ads).await?;
+                scores.add(&scored(&candidates, chosen)?)?;
+            }
         }
         let outcomes = value::outcomes(&conversions(run, staged).await?)?;
         let logged = impressions(run, staged, SUPPLY_DAYS).await?;
@@ -126,12 +138,45 @@ pub async fn targeting(
             prices: prices.as_ref(),
             floor: spec.segments.floor,
         };
-        let decided = targeting::decide(&spec.targeting, &inputs)?;
+        let mut decided = targeting::decide(&spec.targeting, &inputs)?;
+        decided.facts.candidates_from = chosen_ads.map(|chosen| chosen.facts);
         step.write_table("segment_ads.parquet", &decided.segment_ads).await?;
         step.write_table("shadow_ads.parquet", &decided.shadow_ads).await?;
         Ok(serde_json::to_value(&decided.facts)?)
     })
     .await
+}
+
+/// Which ads each segment may see, where there are too many to score all of them.
+async fn chosen_ads(
+    run: &Run,
+    spec: &Spec,
+    staged: &Staged,
+    snapshots: &Snapshots,
+    offers: &value::Offers,
+    primary: &RecordBatch,
+    ads: &RecordBatch,
+) -> Result<Option<candidates::Candidates>> {
+    let most = spec.targeting.candidate_ads_per_segment;
+    if most == 0 || offers.live.len() <= most {
+        return Ok(None);
+    }
+    let context = staged.as_of(run, run.date, None, ["impressions"])?;
+    let sql = "SELECT DISTINCT user_id, ad_id FROM impressions WHERE clicked AND user_id IS NOT NULL AND ad_id IS NOT NULL ORDER BY user_id, ad_id";
+    let clicks = engine::collect(engine::plan_sql(&context, sql, run.as_of()).await?).await?;
+    let searches = segmenting::searches(run, snapshots).await?;
+    let (ids, titles) = (column::<StringArray>(ads, "ad_id")?, optional_column::<StringArray>(ads, "title")?);
+    let titles: BTreeMap<&str, &str> =
+        titles.map_or_else(BTreeMap::new, |titles| ids.iter().zip(titles).filter_map(|(ad, title)| ad.zip(title)).collect());
+    let signs = candidates::Signs { primary, clicks: &clicks, searches: searches.as_ref().map(|(terms, _)| terms), titles: &titles };
+    candidates::choose(most, &offers.iter().map(|offer| offer.ad_id.as_str()).collect(), &signs, run.job.seed)
+}
+
+/// The rows of each segment; they lie together.
+fn by_segment(rows: &RecordBatch) -> Result<Vec<(String, RecordBatch)>> {
+    let segments = column::<StringArray>(rows, "segment_id")?;
+    let parts = arrow::compute::partition(&[rows["segment_id"].clone()])?.ranges();
+    Ok(parts.into_iter().map(|part| (segments.value(part.start).to_owned(), rows.slice(part.start, part.len()))).collect())
 }
 
 /// Where the tables committed before the run's date lie, by policy version. The same on a rerun, even after a rollback.

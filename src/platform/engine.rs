@@ -3,6 +3,7 @@
 //! SQL here is always one SELECT with `$as_of` bound; it reads tables that a stage registered and nothing else: no files, no
 //! clock, no randomness.
 
+mod cost;
 mod presorted;
 
 use crate::error::{Context, Error, Kind, Result};
@@ -11,6 +12,7 @@ use crate::platform::storage::Store;
 use arrow::array::RecordBatch;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use chrono::{DateTime, Utc};
+pub use cost::Cost;
 use datafusion::common::runtime::SpawnedTask;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::common::{ParamValues, ScalarValue};
@@ -76,7 +78,7 @@ pub fn session(settings: &Settings) -> Result<SessionContext> {
     let pool = FairSpillPool::new(settings.memory_mib << 20);
     let pool = TrackConsumersPool::new(pool, NonZeroUsize::new(3).expect("three is not zero"));
     let runtime = RuntimeEnvBuilder::new()
-        .with_memory_pool(Arc::new(pool))
+        .with_memory_pool(Arc::new(cost::PeakPool::over(pool)))
         .with_disk_manager_builder(DiskManagerBuilder::default().with_mode(DiskManagerMode::OsTmpDirectory))
         .build_arc()?;
     let mut config = SessionConfig::new().with_target_partitions(settings.cores()).with_information_schema(false);
@@ -211,7 +213,12 @@ fn refuse_impure(plan: &LogicalPlan) -> Result<()> {
 
 /// As [`collect`], in a task of its own, so that several buckets can be worked on at once.
 pub async fn collect_apart(frame: DataFrame) -> Result<RecordBatch> {
-    SpawnedTask::spawn(collect(frame)).join_unwind().await.map_err(Error::internal)?
+    Ok(collect_measured_apart(frame).await?.0)
+}
+
+/// As [`collect_apart`], with what it took.
+pub async fn collect_measured_apart(frame: DataFrame) -> Result<(RecordBatch, Cost)> {
+    SpawnedTask::spawn(collect_measured(frame)).join_unwind().await.map_err(Error::internal)?
 }
 
 /// Runs the plan of a query, as [`collect`]; an error names the query's file.
@@ -231,13 +238,18 @@ pub fn of_query(error: Error, query: impl std::fmt::Display) -> Error {
 /// Runs a plan; the rows come as one batch of plain columns (no views, no dictionaries), in the plan's order. The trace log shows what
 /// the plan was and where its time went.
 pub async fn collect(frame: DataFrame) -> Result<RecordBatch> {
+    Ok(collect_measured(frame).await?.0)
+}
+
+async fn collect_measured(frame: DataFrame) -> Result<(RecordBatch, Cost)> {
     let schema = Arc::new(plain_schema(frame.schema().as_arrow()));
     let task = Arc::new(frame.task_ctx());
     let plan = frame.create_physical_plan().await?;
-    let batches = physical_plan::collect(plan.clone(), task).await?;
+    let batches = physical_plan::collect(plan.clone(), task.clone()).await?;
+    let cost = Cost::of(&plan, task.memory_pool());
     tracing::trace!("{}", DisplayableExecutionPlan::with_metrics(plan.as_ref()).indent(false));
     let batches = batches.iter().map(|batch| plain(batch, &schema)).collect::<Result<Vec<_>>>()?;
-    Ok(arrow::compute::concat_batches(&schema, &batches)?)
+    Ok((arrow::compute::concat_batches(&schema, &batches)?, cost))
 }
 
 /// The same columns in plain types.

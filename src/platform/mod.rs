@@ -16,3 +16,4 @@ pub mod statement;
 pub mod storage;
 pub mod survey;
 pub mod table;
+pub mod words;

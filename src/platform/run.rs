@@ -5,7 +5,7 @@
 
 use crate::error::{Context, Error, Result};
 use crate::platform::catalog::Catalog;
-use crate::platform::engine;
+use crate::platform::engine::{self, Cost};
 use crate::platform::job::Job;
 use crate::platform::storage::{FileEntry, Store, sha256};
 use arrow::array::RecordBatch;
@@ -53,8 +53,11 @@ pub struct Timing {
     pub seconds: f64,
     /// Written.
     pub rows: u64,
+    pub bytes: u64,
     /// The step was complete and verified from an earlier run.
     pub reused: bool,
+    /// Of its queries, where it says so.
+    pub cost: Option<Cost>,
 }
 
 /// What a finished step left: `_manifest.json`.
@@ -85,6 +88,7 @@ pub struct Done<T> {
 pub struct Step {
     store: Store,
     files: Mutex<Vec<FileEntry>>,
+    cost: Mutex<Option<Cost>>,
 }
 
 impl Step {
@@ -107,6 +111,11 @@ impl Step {
         let entry = self.store.put(name, bytes).await?;
         self.record(entry);
         Ok(())
+    }
+
+    /// Tells what the step's queries took, for the table of timings alone.
+    pub fn took(&self, cost: Cost) {
+        self.cost.lock().expect("no panic holds this lock").get_or_insert_default().add(cost);
     }
 
     fn record(&self, entry: FileEntry) {
@@ -158,7 +167,7 @@ impl Run {
         let inputs = serde_json::to_value(inputs)?;
         let key = sha256(format!("{folder}\n{VERSION}\n{inputs}").as_bytes())[..16].to_owned();
         let store = self.output.child(&format!("{folder}/{key}"));
-        let (done, reused) = match finished(&store).await? {
+        let (done, reused, cost) = match finished(&store).await? {
             Some(manifest) => {
                 // Earlier days' steps are taken from whatever build; tonight's own, from another, are somebody's who tries something.
                 let own = folder.ends_with(&format!("dt={}", self.date)) && manifest.git_sha != GIT_SHA;
@@ -171,23 +180,35 @@ impl Run {
                         "steps of another build are taken as they are; --from STAGE does them again"
                     );
                 }
-                (Done { store, key, facts: manifest.facts, files: manifest.files }, true)
+                (Done { store, key, facts: manifest.facts, files: manifest.files }, true, None)
             }
             None => {
-                let step = Step { store: store.clone(), files: Mutex::default() };
+                let step = Step { store: store.clone(), files: Mutex::default(), cost: Mutex::default() };
                 let facts = work(&step).await?;
                 let mut files = step.files.into_inner().expect("no panic holds this lock");
                 files.sort_by(|a, b| a.path.cmp(&b.path));
                 let (version, git_sha) = (VERSION.to_owned(), GIT_SHA.to_owned());
                 let manifest = Manifest { step: folder.to_owned(), key: key.clone(), inputs, files, facts, version, git_sha };
                 store.put(MANIFEST, serde_json::to_vec_pretty(&manifest)?.into()).await?;
-                (Done { store, key, facts: manifest.facts, files: manifest.files }, false)
+                (
+                    Done { store, key, facts: manifest.facts, files: manifest.files },
+                    false,
+                    step.cost.into_inner().expect("no panic holds this lock"),
+                )
             }
         };
         let rows: u64 = done.files.iter().filter_map(|file| file.rows).sum();
+        let bytes: u64 = done.files.iter().map(|file| file.bytes).sum();
         let seconds = started.elapsed().as_secs_f64();
         tracing::debug!(step = folder, rows, seconds, reused, path = %done.store.locate(""), "step");
-        self.timings.lock().expect("no panic holds this lock").push(Timing { stage: folder.to_owned(), seconds, rows, reused });
+        self.timings.lock().expect("no panic holds this lock").push(Timing {
+            stage: folder.to_owned(),
+            seconds,
+            rows,
+            bytes,
+            reused,
+            cost,
+        });
         Ok(done)
     }
 

@@ -5,7 +5,7 @@
 
 use serde_json::{Map, Value, json};
 
-/// Everything that is followed; `seconds` and `took`, the only parts that differ between two runs of the same night, as they are
+/// Everything that is followed; `seconds`, `took` and `files`, the only parts that differ between two runs of the same night, as they are
 /// in the facts.
 pub fn digest(facts: &Value) -> Value {
     let mut digest = Map::new();
@@ -51,6 +51,7 @@ pub fn digest(facts: &Value) -> Value {
     keep("lift", by_name(facts, "/evaluate/lift", "metric", &["relative"]));
     keep("seconds", seconds(facts));
     keep("took", at(facts, "/took/seconds"));
+    keep("files", files(facts));
     Value::Object(digest)
 }
 
@@ -75,6 +76,15 @@ fn seconds(facts: &Value) -> Value {
         }
     }
     Value::Object(stages)
+}
+
+/// What each feature file took that was not taken from an earlier run.
+fn files(facts: &Value) -> Value {
+    let mut files = by_name(facts, "/took/files", "table", &["rows", "cpu_seconds"]);
+    if let Some(files) = files.as_object_mut() {
+        files.retain(|_, file| !file["cpu_seconds"].is_null());
+    }
+    files
 }
 
 /// `features` of `features/user__activity/dt=2026-11-22`.

@@ -1,7 +1,8 @@
 //! A list of facts -> an HTML table: every head has its scope, numbers stand under each other, and what is wider than a phone scrolls
 //! in its own frame.
 //!
-//! A column is `[head, key, how]`. `how` is the format of a number (see `words`) or one of: `text`, `code`, `words`, `name` (of a metric), `days`, `check`
+//! A column is `[head, key, how]`. `how` is the format of a number (see `words`) or one of: `text`, `list KEY` (of each entry),
+//! `code`, `words`, `name` (of a metric), `days`, `check`
 //! (holds or broken), `meter` (a bar of a share), `estimate FORMAT` (with its interval), `forest REFERENCE FORMAT` (its drawing), `change FORMAT`
 //! (with its sign). `minor` before it hides the column on a phone.
 
@@ -77,7 +78,7 @@ fn column(parts: Vec<String>) -> Option<Column> {
 
 impl Column {
     fn is_text(&self) -> bool {
-        ["text", "code", "words", "name", "days", "check", "meter", "forest"].contains(&self.kind.as_str())
+        ["text", "list", "code", "words", "name", "days", "check", "meter", "forest"].contains(&self.kind.as_str())
     }
 
     fn argument(&self, at: usize) -> &str {
@@ -102,6 +103,11 @@ fn cell(column: &Column, row: &Value) -> String {
     let value = get(row, &column.key);
     match column.kind.as_str() {
         "text" => escape(&plain(&value)),
+        "list" => {
+            let items = value.try_iter().into_iter().flatten();
+            let items: Vec<String> = items.map(|item| plain(&get(&item, column.argument(0)))).collect();
+            if items.is_empty() { "–".to_owned() } else { escape(&items.join(", ")) }
+        }
         "words" => escape(&words(&plain(&value))),
         "name" => escape(&name(&plain(&value))),
         "days" => escape(&days(&value)),

@@ -46,6 +46,7 @@ impl Released<'_> {
                 size: weight(inputs, &labels.users),
                 size_released: weight(inputs, &users),
                 stability: stability(id, &users),
+                keywords: Vec::new(),
             };
             if let Some(audience) = inputs.audiences.iter().find(|audience| audience.segment_id == id) {
                 let size = weight(inputs, labels.users.iter().filter(|user| audience.users.contains_key(**user)));

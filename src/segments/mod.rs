@@ -16,6 +16,7 @@ mod affinity;
 pub mod clusters;
 mod facts;
 mod floor;
+pub mod keywords;
 mod labels;
 pub mod lookalikes;
 mod sensitive;
@@ -143,7 +144,7 @@ pub struct Inputs<'a> {
 
 #[derive(Clone, Debug)]
 pub struct Segments {
-    /// segment_id, label, path, kind, size, size_released, stability; by segment_id.
+    /// segment_id, label, path, kind, size, size_released, stability, keywords (joined by ", "); by segment_id.
     pub segments: RecordBatch,
     /// user_id, segment_id, score, rank; by user_id and rank. Only what may be released.
     pub user_segments: RecordBatch,
@@ -189,6 +190,9 @@ pub struct SegmentFacts {
     pub size_released: u64,
     /// Jaccard index of the released users with yesterday's; absent when new.
     pub stability: Option<f64>,
+    /// What its users search for more than others; none where searches are not known.
+    #[serde(default)]
+    pub keywords: Vec<keywords::Keyword>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]

@@ -39,6 +39,7 @@ pub(super) fn distinct_users(user_segments: &RecordBatch) -> Result<u64> {
 
 pub(super) fn segments_table(segments: &[SegmentFacts]) -> Result<RecordBatch> {
     let strings = |of: fn(&SegmentFacts) -> &str| Arc::new(StringArray::from_iter_values(segments.iter().map(of))) as ArrayRef;
+    let keywords = |it: &SegmentFacts| it.keywords.iter().map(|keyword| keyword.term.as_str()).collect::<Vec<_>>().join(", ");
     let counts = |of: fn(&SegmentFacts) -> u64| Arc::new(Int64Array::from_iter_values(segments.iter().map(|it| of(it) as i64))) as ArrayRef;
     table([
         ("segment_id", strings(|it| &it.segment_id), false),
@@ -48,6 +49,7 @@ pub(super) fn segments_table(segments: &[SegmentFacts]) -> Result<RecordBatch> {
         ("size", counts(|it| it.size), false),
         ("size_released", counts(|it| it.size_released), false),
         ("stability", Arc::new(segments.iter().map(|it| it.stability).collect::<Float64Array>()), true),
+        ("keywords", Arc::new(StringArray::from_iter_values(segments.iter().map(keywords))), false),
     ])
 }
 

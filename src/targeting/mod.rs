@@ -13,6 +13,7 @@
 //! A segment without expected supply plans nothing, and its champions see `no_ad`.
 
 pub mod arms;
+pub mod candidates;
 pub mod money;
 pub mod supply;
 pub mod tables;
@@ -39,6 +40,8 @@ pub struct Settings {
     pub salt: String,
     /// Users who are scored for a segment's mean responses. More: steadier means, more time.
     pub max_users_scored_per_segment: usize,
+    /// Where more ads are live, about so many are chosen for each segment, and the others are not shown to it; 0: never. More: more time.
+    pub candidate_ads_per_segment: usize,
     /// Impressions of one ad a user and day, where the campaign says nothing.
     pub default_frequency_cap: u32,
 }
@@ -50,6 +53,7 @@ impl Default for Settings {
             epsilon: 0.2,
             salt: "targeting-1".into(),
             max_users_scored_per_segment: 200,
+            candidate_ads_per_segment: 300,
             default_frequency_cap: 5,
         }
     }
@@ -99,8 +103,10 @@ pub struct TargetingFacts {
     pub segments: u64,
     pub ads_live: u64,
     pub ads_left_out: BTreeMap<String, u64>,
-    /// Scored pairs of a segment and a live ad.
+    /// Scored pairs of a segment and a live ad; and who named them, where there are too many ads to score all of them.
     pub candidates: u64,
+    #[serde(default)]
+    pub candidates_from: Option<candidates::CandidateFacts>,
     /// Opportunities of the day, and what all arms plan to do with them.
     pub supply: f64,
     pub planned_impressions: u64,
@@ -213,8 +219,9 @@ struct Candidate {
     segment: usize,
     offer: usize,
     score: Score,
-    /// Value of one impression.
+    /// Value of one impression, and its standard error over the segment's users.
     value: f64,
+    value_error: f64,
     /// Of one impression, in micro-units.
     cost: i64,
 }
@@ -247,6 +254,10 @@ impl<'a> Market<'a> {
             value: match objective {
                 Objective::Revenue => score.p_click * score.p_conversion.unwrap_or(0.0) * worth[offer],
                 Objective::Clicks => score.p_click * worth[offer],
+            },
+            value_error: match objective {
+                Objective::Revenue => score.conversion_error * worth[offer],
+                Objective::Clicks => score.click_error * worth[offer],
             },
             cost: offers.live[offer].bid.map_or(0, |bid| bid.cost(score.p_click)),
         });
@@ -430,6 +441,8 @@ impl Market<'_> {
             p_click: Some(candidate.score.p_click),
             p_conversion: candidate.score.p_conversion,
             value: Some(self.worth[candidate.offer]),
+            value_per_impression: Some(candidate.value),
+            value_error: Some(candidate.value_error),
             ecpm: offer.bid.map(|bid| bid.ecpm(candidate.score.p_click)),
             // The plan is made for the bids as they are.
             bid_multiplier: Some(1.0),
@@ -454,6 +467,8 @@ impl Market<'_> {
             p_click: None,
             p_conversion: None,
             value: None,
+            value_per_impression: None,
+            value_error: None,
             ecpm: None,
             bid_multiplier: None,
             budget_share: None,
@@ -472,6 +487,7 @@ impl Market<'_> {
             ads_live: self.offers.live.len() as u64,
             ads_left_out: self.offers.left_out.iter().map(|(reason, ads)| ((*reason).to_owned(), *ads)).collect(),
             candidates: self.candidates.len() as u64,
+            candidates_from: None,
             supply: self.audiences.iter().map(|audience| audience.supply).sum(),
             planned_impressions: served.iter().flat_map(|served| &served.planned).sum(),
             planned_spend: money::currency(served.iter().map(|served| self.spend(served, |_| true)).sum()),

@@ -30,7 +30,11 @@ pub(super) struct Row {
     pub rank: i64,
     pub p_click: Option<f64>,
     pub p_conversion: Option<f64>,
+    /// Of a conversion, or of a click where conversions are not known.
     pub value: Option<f64>,
+    /// p_click x p_conversion x value, and its standard error over the segment's users.
+    pub value_per_impression: Option<f64>,
+    pub value_error: Option<f64>,
     pub ecpm: Option<f64>,
     pub bid_multiplier: Option<f64>,
     pub budget_share: Option<f64>,
@@ -59,6 +63,8 @@ pub(super) fn segment_ads(stamp: &Stamp, mut rows: Vec<Row>) -> Result<RecordBat
         ("p_click", floats(|row| row.p_click), true),
         ("p_conversion", floats(|row| row.p_conversion), true),
         ("value", floats(|row| row.value), true),
+        ("value_per_impression", floats(|row| row.value_per_impression), true),
+        ("value_standard_error", floats(|row| row.value_error), true),
         ("ecpm", floats(|row| row.ecpm), true),
         ("bid_multiplier", floats(|row| row.bid_multiplier), true),
         ("budget_share", floats(|row| row.budget_share), true),

@@ -207,10 +207,12 @@ pub struct Scores {
 struct Sum {
     rows: u64,
     clicks: f64,
+    clicks_squared: f64,
     /// Rows with a p_conversion.
     with_conversion: u64,
     /// Sum of p_click x p_conversion.
     conversions: f64,
+    conversions_squared: f64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -218,6 +220,16 @@ pub struct Score {
     pub p_click: f64,
     /// Of a click: the mean over expected clicks, so that p_click x p_conversion is the expected conversions of an impression.
     pub p_conversion: Option<f64>,
+    /// Standard errors of the means of p_click and of p_click x p_conversion: by how much other users of the segment would move them.
+    pub click_error: f64,
+    pub conversion_error: f64,
+}
+
+impl Sum {
+    fn standard_error(&self, sum: f64, squares: f64) -> f64 {
+        let rows = self.rows as f64;
+        if self.rows < 2 { 0.0 } else { ((squares - sum * sum / rows).max(0.0) / (rows - 1.0) / rows).sqrt() }
+    }
 }
 
 impl Scores {
@@ -245,9 +257,11 @@ impl Scores {
             };
             sum.rows += 1;
             sum.clicks += p_click;
+            sum.clicks_squared += p_click * p_click;
             if let Some(p_conversion) = p_conversion {
                 sum.with_conversion += 1;
                 sum.conversions += p_click * p_conversion;
+                sum.conversions_squared += (p_click * p_conversion).powi(2);
             }
         }
         Ok(())
@@ -256,7 +270,12 @@ impl Scores {
     pub fn get(&self, segment: &str, ad: &str) -> Option<Score> {
         let sum = self.sums.get(segment)?.get(ad)?;
         let p_conversion = if sum.clicks > 0.0 { (sum.conversions / sum.clicks).min(1.0) } else { 0.0 };
-        Some(Score { p_click: sum.clicks / sum.rows as f64, p_conversion: (sum.with_conversion == sum.rows).then_some(p_conversion) })
+        Some(Score {
+            p_click: sum.clicks / sum.rows as f64,
+            p_conversion: (sum.with_conversion == sum.rows).then_some(p_conversion),
+            click_error: sum.standard_error(sum.clicks, sum.clicks_squared),
+            conversion_error: sum.standard_error(sum.conversions, sum.conversions_squared),
+        })
     }
 }
 

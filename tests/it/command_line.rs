@@ -206,6 +206,10 @@ fn a_run_tells_of_the_stages_that_ran_and_a_backfill_is_one_document() {
     let (code, out, error) = nightmarket(&["run", &spec, "--date", &date, "--until", "features"]);
     assert_eq!(code, Some(0), "{error}");
     assert!(out.starts_with("shop 2026-11-21: stopped after features\n") && out.lines().count() == 3, "{out}");
+    assert!(out.contains(" reused") && !out.contains("computed"), "everything stands: {out}");
+    let (code, out, error) = nightmarket(&["backfill", &spec, "--start", &date, "--end", &date, "--until", "features"]);
+    assert_eq!(code, Some(0), "{error}");
+    assert!(out.starts_with("shop 2026-11-21: stopped after features\n") && out.contains(" reused"), "{out}");
     let (_, help, _) = nightmarket(&["run", "--help"]);
     for stage in ["ingest", "features", "dataset", "model", "gate", "segments", "targeting", "publish", "report"] {
         assert!(help.contains(stage), "{stage} is in no line of {help}");

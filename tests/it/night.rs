@@ -10,6 +10,7 @@ use nightmarket::platform::run::Run;
 use nightmarket::platform::storage::Store;
 use nightmarket::publish::State;
 use nightmarket::spec::Spec;
+use nightmarket::targeting::TargetingFacts;
 use nightmarket::types::column;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -81,6 +82,26 @@ fn a_night_without_a_commit_begins_again_where_it_is_told_to() {
     assert!(!anew.is_empty() && anew.iter().all(of_features), "{anew:?}");
     let all = facts.timings.iter().filter(|timing| of_features(&timing.stage.split('/').next().unwrap_or_default())).count();
     assert_eq!(anew.len(), all, "every snapshot of the night is made again, and what is said of them");
+}
+
+/// A shop of few ads lets each segment see all of them; told to choose, it names those that are likely its own.
+#[test]
+fn of_many_ads_a_segment_sees_some_and_the_plan_keeps_most_of_its_worth() {
+    let mut shop = Shop::served();
+    let planned = |shop: &Shop| {
+        let facts = block_on(pipeline::run(&shop.run(DATE), &shop.spec, &key(), Stage::Targeting)).expect("runs");
+        serde_json::from_value::<TargetingFacts>(facts.targeting.expect("a plan")).expect("its facts")
+    };
+    let all = planned(&shop);
+    assert_eq!(all.candidates_from, None);
+    shop.spec.targeting.candidate_ads_per_segment = 20;
+    let few = planned(&shop);
+    let from = few.candidates_from.expect("there are more than 20 ads");
+    assert!(from.collaborative > 0 && from.content > 0, "{from:?}");
+    assert_eq!(few.ads_live, all.ads_live);
+    assert!(few.candidates < all.candidates && few.candidates >= 20 * few.segments, "{} of {}", few.candidates, all.candidates);
+    let kept = few.certificate.value_whole / all.certificate.value_whole;
+    assert!(kept > 0.8 && kept < 1.0 + 1e-3, "{kept}");
 }
 
 #[test]

@@ -256,6 +256,8 @@ fn scores_are_means_and_conversions_are_weighted_by_clicks() {
     let score = scores.get("s", "a").unwrap();
     assert_eq!(score.p_click, 0.5);
     assert!((score.p_click * score.p_conversion.unwrap() - (0.25 * 0.5 + 0.75 * 0.1) / 2.0).abs() < 1e-15);
+    // Two users: half their distance is the error of their mean.
+    assert!((score.click_error - 0.25).abs() < 1e-12 && (score.conversion_error - 0.025).abs() < 1e-12, "{score:?}");
     scores.add(&batch(0.75, None)).unwrap();
     assert_eq!(scores.get("s", "a").unwrap().p_conversion, None);
     assert_eq!(scores.get("s", "b"), None);

@@ -1,9 +1,10 @@
 //! Training rows -> the feature map, block by block: tokens are counted in all rows, numbers are described by a sample of them. So the
 //! rows need not be in memory, and those that are take the same way.
 
+use super::encode::{Encoder, numbers, strings, vector};
 use super::{
-    Bins, Column, Encoder, FeatureMap, MOMENT, NO_ROW, Part, Role, SEQUENCE_LENGTH, Settings, Space, TEXT_BUCKETS, TEXT_LENGTH, TEXT_SPACE,
-    Usage, finite, numbers, recent, shape, space_name, strings, take, usage, vector,
+    Bins, Column, FeatureMap, MOMENT, NO_ROW, Part, Role, SEQUENCE_LENGTH, Settings, Space, TEXT_BUCKETS, TEXT_LENGTH, TEXT_SPACE, Usage,
+    finite, recent, shape, space_name, take, usage,
 };
 use crate::error::{Error, Result};
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};

@@ -26,6 +26,21 @@ pub struct Weight {
     pub data: Vec<f32>,
 }
 
+impl Weight {
+    /// The values of a tensor.
+    pub fn of(tensor: &Tensor) -> Self {
+        let host = tensor.detach().to_device(Device::Cpu).contiguous();
+        let mut data = vec![0.0; host.numel()];
+        host.copy_data(&mut data, host.numel());
+        Self { shape: host.size().iter().map(|size| *size as usize).collect(), data }
+    }
+
+    pub fn tensor(&self, device: Device) -> Tensor {
+        let shape: Vec<i64> = self.shape.iter().map(|size| *size as i64).collect();
+        Tensor::from_slice(&self.data).view(shape.as_slice()).to_device(device)
+    }
+}
+
 pub type Weights = BTreeMap<String, Weight>;
 
 /// Which network scores responses.

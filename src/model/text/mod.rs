@@ -6,6 +6,7 @@
 mod wordpiece;
 
 use super::device;
+use super::network::Weight;
 use crate::error::{Context, Error, Result};
 use serde::Deserialize;
 use std::collections::{BTreeMap, HashMap};
@@ -143,7 +144,7 @@ impl Network {
         let mut vectors = vec![0.0; texts.len() * width];
         for chosen in order.chunks(BATCH) {
             let batch = tch::no_grad(|| self.forward(&chosen.iter().map(|text| ids[*text].as_slice()).collect::<Vec<_>>()));
-            let batch = super::training::weight(&batch).data;
+            let batch = Weight::of(&batch).data;
             for (text, vector) in chosen.iter().zip(batch.chunks_exact(width)) {
                 vectors[text * width..][..width].copy_from_slice(vector);
             }
