@@ -20,6 +20,7 @@ mod serving;
 use crate::error::{Error, Result};
 use crate::platform::pseudonym::Key;
 use crate::platform::run::Run;
+use crate::publish::counts::Noise;
 use crate::publish::{Made, Privacy};
 use crate::spec::Spec;
 use crate::targeting::arms::Assignment;
@@ -153,6 +154,8 @@ async fn night(run: &Run, spec: &Spec, key: &Key, until: Stage, facts: &mut Fact
         assignment: Some(&assignment),
         prices: Some(&prices),
         follows: previous.as_ref(),
+        counts: (spec.segments.count_epsilon > 0.0).then_some(Noise { epsilon: spec.segments.count_epsilon, key }),
+        spent: None,
     };
     let written = publish::write(run, &tables, privacy, made).await?;
     facts.written = Some(lineage::written(run, &written));

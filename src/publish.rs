@@ -4,6 +4,7 @@
 //! going back is a new commit. Whatever becomes the table that serves, new, old or kept, is without the users on the newest suppression
 //! list, and its floors are checked on the bytes that were written.
 
+pub mod counts;
 mod delta;
 mod forget;
 mod gc;
@@ -134,6 +135,9 @@ pub struct TablesFacts {
     /// What `delta.parquet` beside the tables holds. Absent where no table served before, and in a copy of an old table.
     #[serde(default)]
     pub delta: Option<DeltaFacts>,
+    /// What the noisy counts in `segment_counts.parquet` beside the tables spend. Absent where none are released.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub counts: Option<counts::CountsFacts>,
 }
 
 const COMMITS: &str = "targeting/_commits";
@@ -183,6 +187,10 @@ pub struct Made<'a> {
     pub prices: Option<&'a NamedPrices>,
     /// The commit whose table the new one follows; none where an old table is written again.
     pub follows: Option<&'a Commit>,
+    /// Where counts of users are to be released beside the tables.
+    pub counts: Option<counts::Noise<'a>>,
+    /// What the table spent of which this is a copy.
+    pub spent: Option<&'a counts::CountsFacts>,
 }
 
 /// Writes tables under their own immutable folder, suppressed users taken out and with them every segment that they leave below the floor.
@@ -199,6 +207,7 @@ pub async fn write(run: &Run, tables: &Tables, privacy: Privacy<'_>, made: Made<
         "suppressed": sha256(serde_json::to_string(&names)?.as_bytes()),
         "floor": privacy.floor,
         "follows": made.follows.map(|commit| &commit.tables),
+        "counts": made.counts.map(|noise| noise.epsilon),
     });
     run.step(&format!("targeting/tables/dt={}", run.date), &inputs, async |step: &Step| {
         let left = remainder::without(tables, privacy.suppressed, privacy.floor)?;
@@ -219,6 +228,18 @@ pub async fn write(run: &Run, tables: &Tables, privacy: Privacy<'_>, made: Made<
             }
             None => None,
         };
+        let counts = match made.counts {
+            Some(noise) => {
+                let before = match made.follows {
+                    Some(commit) => facts(&run.output.child(&commit.tables)).await?.counts.map_or(0.0, |counts| counts.epsilon_so_far),
+                    None => 0.0,
+                };
+                let (counts, facts) = counts::counts(&left, made.policy_version, noise, before)?;
+                step.write_table("segment_counts.parquet", &counts).await?;
+                Some(facts)
+            }
+            None => made.spent.map(|before| counts::CountsFacts { epsilon: 0.0, segments: 0, ..before.clone() }),
+        };
         Ok(TablesFacts {
             policy_version: made.policy_version.to_owned(),
             run_date: run.date,
@@ -226,6 +247,7 @@ pub async fn write(run: &Run, tables: &Tables, privacy: Privacy<'_>, made: Made<
             assignment: made.assignment.cloned(),
             prices: made.prices.cloned(),
             delta,
+            counts,
         })
     })
     .await
@@ -360,9 +382,17 @@ async fn as_it_may_serve(run: &Run, commit: &Commit, privacy: Privacy<'_>) -> Re
         check_written(&source, privacy).await?;
         return Ok(commit.clone());
     }
-    let TablesFacts { assignment, prices, .. } = facts(&source).await?;
+    let TablesFacts { assignment, prices, counts: spent, .. } = facts(&source).await?;
     let (policy_version, origin) = (&commit.policy_version, &commit.manifest_sha256);
-    let made = Made { policy_version, origin, assignment: assignment.as_ref(), prices: prices.as_ref(), follows: None };
+    let made = Made {
+        policy_version,
+        origin,
+        assignment: assignment.as_ref(),
+        prices: prices.as_ref(),
+        follows: None,
+        counts: None,
+        spent: spent.as_ref(),
+    };
     let copy = write(run, &tables, privacy, made).await?;
     let (tables, manifest) = (format!("targeting/tables/dt={}/{}", run.date, copy.key), copy.store.get(MANIFEST).await?);
     Ok(Commit { tables, manifest_sha256: sha256(&manifest), ..commit.clone() })

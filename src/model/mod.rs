@@ -6,6 +6,7 @@
 //! while training or scoring. The only module that names tch and linfa.
 
 pub mod artifact;
+mod campaigns;
 mod checkpoint;
 mod device;
 mod embedding;

@@ -77,6 +77,17 @@ impl Key {
         Ok(Self { mac, version })
     }
 
+    /// Two numbers that are random to whoever does not know the key, the same for the same text.
+    pub fn draw(&self, purpose: &str, text: &str) -> [u64; 2] {
+        let mut mac = self.mac.clone();
+        mac.update(&self.version.to_be_bytes());
+        mac.update(purpose.as_bytes());
+        mac.update(b"\0");
+        mac.update(text.as_bytes());
+        let bytes = mac.finalize().into_bytes();
+        [0, 8].map(|at| u64::from_be_bytes(std::array::from_fn(|i| bytes[at + i])))
+    }
+
     /// The pseudonym of an id: 32 hex digits.
     pub fn pseudonym(&self, domain: IdDomain, id: &str) -> String {
         let mut mac = self.mac.clone();

@@ -40,7 +40,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use tables::{distinct_users, members};
 
-#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
     /// Interest labels a user may carry. More: wider segments of weaker interest.
@@ -49,12 +49,15 @@ pub struct Settings {
     pub floor: u64,
     /// Distinct users that a new segment needs; above `floor`, so that a segment at the edge does not come and go.
     pub enter: u64,
+    /// Releases counts of segments' users beside the tables, with noise that spends so much of a privacy budget a night; 0: none. Less:
+    /// more noise.
+    pub count_epsilon: f64,
     pub clusters: clusters::Settings,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { labels_per_user: 3, floor: 100, enter: 120, clusters: clusters::Settings::default() }
+        Self { labels_per_user: 3, floor: 100, enter: 120, count_epsilon: 0.0, clusters: clusters::Settings::default() }
     }
 }
 
@@ -71,6 +74,9 @@ impl Settings {
         }
         if self.labels_per_user == 0 {
             return Err(Error::usage("[segments] labels_per_user must be at least 1"));
+        }
+        if !(self.count_epsilon >= 0.0 && self.count_epsilon.is_finite()) {
+            return Err(Error::usage(format_args!("[segments] count_epsilon = {} is no privacy budget", self.count_epsilon)));
         }
         self.clusters.check()
     }
