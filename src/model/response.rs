@@ -3,9 +3,9 @@
 //! Trained on logged impressions; the position is an input of training only. Candidates are scored at the reference position, the
 //! top of the page, so that an ad is not called bad for where it was shown.
 
-use super::artifact::{Artifact, broken};
 mod examples;
 
+use super::artifact::{Artifact, broken};
 use super::campaigns::CampaignFactors;
 use super::checkpoint::Checkpoints;
 use super::features::{Encoded, Encoder, FeatureMap};
