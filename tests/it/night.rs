@@ -211,7 +211,8 @@ fn the_articles_three_users_get_the_labels_of_their_logs() {
 
 #[test]
 fn three_nights_close_the_loop() {
-    let shop = Shop::served();
+    let mut shop = Shop::served();
+    shop.spec.segments.count_epsilon = 1.0;
     let raw = Store::open(&shop.spec.store.raw).unwrap();
     // The shop's own log already holds NEXT under the launch policy; these days are served by the published tables instead.
     std::fs::read_dir(shop.root.join("raw")).unwrap().for_each(|table| {
@@ -227,6 +228,11 @@ fn three_nights_close_the_loop() {
         let facts = shop.night(date).expect("the night runs");
         assert_eq!(facts.publish.as_ref().expect("a finding").state, State::Published, "{}", serde_json::to_value(&facts.admit).unwrap());
         assert_eq!(shop.history().len(), night + 2);
+        let published = shop.root.join("out").join(&shop.history()[night + 1].tables);
+        let manifest: serde_json::Value = serde_json::from_slice(&std::fs::read(published.join("_manifest.json")).unwrap()).unwrap();
+        assert_eq!(manifest["facts"]["counts"]["epsilon_so_far"], night as f64 + 1.0);
+        let counted = read(&published.join("segment_counts.parquet"));
+        assert_eq!(counted.num_rows(), read(&published.join("segments.parquet")).num_rows());
         let segments = facts.segments.expect("segments");
         let clusters = segments["clusters"]["clusters"].as_array().expect("clusters");
         let of_last_night = clusters.iter().filter(|cluster| cluster["stability"].is_number()).count();
