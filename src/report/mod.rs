@@ -44,8 +44,9 @@ pub fn render_index(digests: &[serde_json::Value]) -> Result<String> {
     page("index.html", context! { nights => Value::from_serialize(digests.iter().rev().collect::<Vec<_>>()) })
 }
 
-const PAGES: [(&str, &str); 16] = [
+const PAGES: [(&str, &str); 17] = [
     ("style.css", include_str!("page/style.css")),
+    ("base.html", include_str!("page/base.html")),
     ("macros.html", include_str!("page/macros.html")),
     ("night.html", include_str!("page/night.html")),
     ("verdict.html", include_str!("page/verdict.html")),
