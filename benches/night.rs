@@ -1,10 +1,12 @@
 //! The night at scale: generates a shop, runs the whole job on it and prints rows, seconds and peak memory by stage.
 //!
 //! `cargo bench --bench night -- [users] [days]`, by default 100,000 users over 28 days: about ten million rows of logs. The shop is
-//! kept in the target folder and made once; what the night wrote is removed first, so that every step is done.
+//! kept in the target folder and made once; what the night wrote is removed first, so that every step is done. With `twice` behind the
+//! numbers the features are also made after those of the night before, as on any but the first night.
 
 use arrow::array::{BooleanArray, Float64Array, Int64Array, RecordBatch, StringArray};
 use chrono::NaiveDate;
+use nightmarket::features::ledger;
 use nightmarket::generate;
 use nightmarket::model::{Artifact, Response};
 use nightmarket::pipeline::{self, Facts, Stage};
@@ -42,7 +44,7 @@ async fn main() -> nightmarket::error::Result<()> {
     let mut spec = Spec::read(Path::new("jobs/shop.toml"))?;
     spec.engine.buckets = usize::try_from(users / 10_000).unwrap_or(1).max(4);
     let out = Store::open(&format!("{root}/out"))?;
-    let run = Run::new(spec.job()?, date, raw, out, Catalog::load(Path::new(&spec.sql))?, spec.engine.clone());
+    let run = Run::new(spec.job()?, date, raw.clone(), out, Catalog::load(Path::new(&spec.sql))?, spec.engine.clone());
     let key = Key::new("the key of the bench", 1)?;
     reset_peak();
     let started = Instant::now();
@@ -64,8 +66,27 @@ async fn main() -> nightmarket::error::Result<()> {
         peak_mib(),
         std::thread::available_parallelism().map_or(0, |n| n.get())
     );
+    println!("digests {:.1} s, snapshots {:.1} s", seconds(&facts, "features/_seen/"), snapshots(&facts));
+    if std::env::args().any(|argument| argument == "twice") {
+        let after = Store::open(&format!("{root}/after"))?;
+        let _ = std::fs::remove_dir_all(format!("{root}/after"));
+        let night = |date| Run::new(run.job.clone(), date, raw.clone(), after.clone(), run.catalog.clone(), run.engine.clone());
+        pipeline::run(&night(date.pred_opt().expect("a date")), &spec, &key, Stage::Features).await?;
+        let again = pipeline::run(&night(date), &spec, &key, Stage::Features).await?;
+        let (digests, again_snapshots) = (seconds(&again, "features/_seen/"), snapshots(&again));
+        println!("after the night before: digests {digests:.1} s, snapshots {again_snapshots:.1} s; {}", ledger::summary(&again.ledger));
+        println!("together {:.1} times faster\n", seconds(&facts, "features/") / seconds(&again, "features/"));
+    }
     println!("{}\n", pipeline::summary(&facts, Stage::Report)?);
     against_truth(&run, &facts, &key).await
+}
+
+fn seconds(facts: &Facts, of: &str) -> f64 {
+    facts.timings.iter().filter(|timing| timing.stage.starts_with(of)).map(|timing| timing.seconds).sum()
+}
+
+fn snapshots(facts: &Facts) -> f64 {
+    seconds(facts, "features/") - seconds(facts, "features/_seen/")
 }
 
 /// What the truth itself scores on the gate's rows, and whether people's true top interest is among their labels.
