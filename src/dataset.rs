@@ -11,14 +11,14 @@ use crate::platform::catalog::Catalog;
 use crate::platform::engine;
 use crate::platform::run::{Done, Run, Step};
 use crate::types::column;
-use arrow::array::{BooleanArray, RecordBatch, StringArray};
+use arrow::array::{ArrayRef, BooleanArray, RecordBatch, StringArray};
 use arrow::compute::{concat_batches, filter_record_batch};
 use chrono::{Days, NaiveDate};
-use datafusion::logical_expr::{ident, lit};
 use datafusion::prelude::{DataFrame, SessionContext};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
+use std::sync::Arc;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
@@ -425,23 +425,35 @@ async fn label_rows(
     engine::collect(engine::plan_sql(&context, &sql, run.job.as_of(day)).await?).await
 }
 
-/// Every pair of the given users and ads as a response example without outcomes, with tonight's features.
+/// Every pair of the given users and of the ads offered to their segments as a response example without outcomes, with tonight's
+/// features.
 ///
-/// `users` has user_id and segment_id; the ads are those of tonight's snapshot named in `ads`.
-pub async fn candidates(run: &Run, staged: &Staged, snapshots: &Snapshots, users: &RecordBatch, ads: &[String]) -> Result<RecordBatch> {
+/// `users` has user_id and segment_id, `offered` segment_id and ad_id of tonight's ads.
+pub async fn candidates(
+    run: &Run,
+    staged: &Staged,
+    snapshots: &Snapshots,
+    users: &RecordBatch,
+    offered: &RecordBatch,
+) -> Result<RecordBatch> {
     let context = engine::session(&run.engine)?;
     staged.register(&context, run, "ads", run.date, None)?;
     snapshots.register(&context, run.date, None, |_| true)?;
     context.register_batch("sampled", users.clone())?;
+    context.register_batch("offered", offered.clone())?;
     let has = |column: &str| staged.schema("ads").is_some_and(|schema| schema.field_with_name(column).is_ok());
-    let chosen: Vec<_> = ads.iter().map(|ad| lit(ad.as_str())).collect();
-    let eligible = context.table("ads").await?.filter(ident("ad_id").in_list(chosen, false))?;
-    context.register_table("eligible", eligible.into_view())?;
-    let decisions = "(SELECT s.user_id, s.segment_id, e.ad_id FROM sampled s CROSS JOIN eligible e) d";
+    let decisions = "(SELECT s.user_id, s.segment_id, o.ad_id FROM sampled s JOIN offered o ON o.segment_id = s.segment_id) d";
     let mut columns = vec!["d.user_id".to_owned(), "d.segment_id".to_owned(), "d.ad_id".to_owned()];
     for (_, column, name) in CONTEXT.into_iter().filter(|(table, column, _)| *table == "ads" && has(column)) {
         columns.push(if column == "bid" { format!("CAST(a.bid AS DOUBLE) AS {name}") } else { format!("a.{column} AS {name}") });
     }
     let sql = format!("{} ORDER BY d.segment_id, d.ad_id, d.user_id", with_features(snapshots, &columns, decisions, true));
     engine::collect(engine::plan_sql(&context, &sql, run.as_of()).await?).await
+}
+
+/// segment_id, ad_id: which ads may be shown to which segments.
+pub fn offered<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<RecordBatch> {
+    let (segments, ads): (Vec<&str>, Vec<&str>) = pairs.into_iter().unzip();
+    let strings = |values| Arc::new(StringArray::from(values)) as ArrayRef;
+    Ok(RecordBatch::try_from_iter([("segment_id", strings(segments)), ("ad_id", strings(ads))])?)
 }

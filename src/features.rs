@@ -100,12 +100,13 @@ pub async fn only(run: &Run, staged: &Staged, days: &BTreeSet<NaiveDate>, wanted
     for query in &queries {
         for name in query.reads.iter().filter(|name| staged.has(name)) {
             let view = View { name, window_days: query.window_days };
-            if !digests.contains_key(&view) {
-                let mends = |other: &&&Query| other.window_days.is_some() && by_user(&other.grain);
-                let users = queries.iter().filter(mends).any(|other| other.window_days == view.window_days && other.reads.contains(name));
-                let read = view.digests(run, staged, &all_days, users).await;
-                digests.insert(view, read.with_context(|| format!("features {}: reading {name}", query.name))?);
+            if digests.contains_key(&view) {
+                continue;
             }
+            let mends = |other: &&&Query| other.window_days.is_some() && by_user(&other.grain);
+            let users = queries.iter().filter(mends).any(|other| other.window_days == view.window_days && other.reads.contains(name));
+            let read = view.digests(run, staged, &all_days, users).await;
+            digests.insert(view, read.with_context(|| format!("features {}: reading {name}", query.name))?);
         }
     }
     for &day in days {

@@ -154,7 +154,7 @@ async fn night(run: &Run, spec: &Spec, key: &Key, until: Stage, facts: &mut Fact
         assignment: Some(&assignment),
         prices: Some(&prices),
         follows: previous.as_ref(),
-        counts: (spec.segments.count_epsilon > 0.0).then_some(Noise { epsilon: spec.segments.count_epsilon, key }),
+        counts: (admission.admitted && spec.segments.count_epsilon > 0.0).then_some(Noise { epsilon: spec.segments.count_epsilon, key }),
         spent: None,
     };
     let written = publish::write(run, &tables, privacy, made).await?;

@@ -23,6 +23,7 @@ use chrono::NaiveDate;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
+pub use counts::CountsFacts;
 pub use delta::DeltaFacts;
 pub use forget::{Forgotten, forget};
 pub use gc::{Collected, gc};
@@ -137,7 +138,7 @@ pub struct TablesFacts {
     pub delta: Option<DeltaFacts>,
     /// What the noisy counts in `segment_counts.parquet` beside the tables spend. Absent where none are released.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub counts: Option<counts::CountsFacts>,
+    pub counts: Option<CountsFacts>,
 }
 
 const COMMITS: &str = "targeting/_commits";
@@ -190,7 +191,7 @@ pub struct Made<'a> {
     /// Where counts of users are to be released beside the tables.
     pub counts: Option<counts::Noise<'a>>,
     /// What the table spent of which this is a copy.
-    pub spent: Option<&'a counts::CountsFacts>,
+    pub spent: Option<&'a CountsFacts>,
 }
 
 /// Writes tables under their own immutable folder, suppressed users taken out and with them every segment that they leave below the floor.
@@ -230,15 +231,12 @@ pub async fn write(run: &Run, tables: &Tables, privacy: Privacy<'_>, made: Made<
         };
         let counts = match made.counts {
             Some(noise) => {
-                let before = match made.follows {
-                    Some(commit) => facts(&run.output.child(&commit.tables)).await?.counts.map_or(0.0, |counts| counts.epsilon_so_far),
-                    None => 0.0,
-                };
+                let before = spent_before(run).await?;
                 let (counts, facts) = counts::counts(&left, made.policy_version, noise, before)?;
                 step.write_table("segment_counts.parquet", &counts).await?;
                 Some(facts)
             }
-            None => made.spent.map(|before| counts::CountsFacts { epsilon: 0.0, segments: 0, ..before.clone() }),
+            None => made.spent.map(CountsFacts::kept),
         };
         Ok(TablesFacts {
             policy_version: made.policy_version.to_owned(),
@@ -251,6 +249,16 @@ pub async fn write(run: &Run, tables: &Tables, privacy: Privacy<'_>, made: Made<
         })
     })
     .await
+}
+
+/// What the counts of all tables committed before the run's date have spent.
+async fn spent_before(run: &Run) -> Result<f64> {
+    let mut spent = 0.0_f64;
+    for commit in history(&run.output).await?.iter().filter(|commit| commit.run_date < run.date) {
+        let counts = facts(&run.output.child(&commit.tables)).await?.counts;
+        spent = spent.max(counts.map_or(0.0, |counts| counts.epsilon_so_far));
+    }
+    Ok(spent)
 }
 
 /// Rows about some users.

@@ -21,7 +21,7 @@ use datafusion::logical_expr::Expr;
 use datafusion::prelude::{DataFrame, SessionContext, ident};
 use futures::stream::{self, StreamExt, TryStreamExt};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::BTreeMap;
 use std::pin::pin;
 use std::sync::Arc;
 use xxhash_rust::xxh3::xxh3_128;
@@ -37,10 +37,10 @@ pub(super) struct View<'a> {
 pub(super) struct Seen {
     pub content: String,
     pub of_users: bool,
-    from: From,
+    origin: Origin,
 }
 
-enum From {
+enum Origin {
     /// A canonical table, whose digests of a night stand together.
     Staged { view: String, columns: String, day: NaiveDate },
     /// A feature table: its snapshot says it all.
@@ -164,6 +164,8 @@ struct Part {
 #[derive(Default)]
 struct Digests {
     columns: String,
+    /// User -> place in each day's list.
+    users: BTreeMap<String, usize>,
     days: BTreeMap<NaiveDate, Digest>,
 }
 
@@ -171,7 +173,8 @@ struct Digests {
 struct Digest {
     rows: u64,
     sum: u128,
-    users: HashMap<String, u128>,
+    /// `None`: nothing of the user is shown.
+    by_user: Vec<Option<u128>>,
 }
 
 impl Digests {
@@ -181,15 +184,15 @@ impl Digests {
             let schema = Arc::new(engine::plain_schema(rows.schema().as_arrow()));
             let own = schema.project(&(0..columns).collect::<Vec<_>>())?;
             digests.columns = titles(&own);
-            days.iter().for_each(|day| drop(digests.days.entry(*day).or_default()));
             let hasher = Hasher::new(&own)?;
             let mut batches = rows.execute_stream().await?;
             while let Some(batch) = batches.try_next().await? {
                 let batch = engine::plain(&batch, &schema)?;
                 let hashes = hasher.rows(&batch.columns()[..columns])?;
                 let users = if by_user { optional_column::<StringArray>(&batch, "user_id")? } else { None };
+                let places = users.map(|users| places(&mut digests.users, users));
                 for (day, shown) in days.iter().zip(&batch.columns()[columns..]) {
-                    digests.days.entry(*day).or_default().add(&hashes, shown.as_boolean(), users);
+                    digests.days.entry(*day).or_default().add(&hashes, shown.as_boolean(), places.as_deref());
                 }
             }
         }
@@ -212,13 +215,13 @@ impl Digests {
 
     /// user_id, sorted, and a column of digests for each day; NULL = not shown.
     fn table(&self, days: &[NaiveDate]) -> Result<RecordBatch> {
-        let users: BTreeSet<&String> = self.days.values().flat_map(|digest| digest.users.keys()).collect();
-        let ids: StringArray = users.iter().map(|user| Some(user.as_str())).collect();
-        let mut columns = vec![("user_id".to_owned(), Arc::new(ids) as ArrayRef, false)];
+        let ids: ArrayRef = Arc::new(StringArray::from_iter_values(self.users.keys()));
+        let mut columns = vec![("user_id".to_owned(), ids, false)];
         for day in days {
-            let mut digests = FixedSizeBinaryBuilder::with_capacity(users.len(), 16);
-            for user in &users {
-                match self.days.get(day).and_then(|digest| digest.users.get(*user)) {
+            let of_day = self.days.get(day).map_or(&[][..], |digest| &digest.by_user);
+            let mut digests = FixedSizeBinaryBuilder::with_capacity(self.users.len(), 16);
+            for place in self.users.values() {
+                match of_day.get(*place).copied().flatten() {
                     Some(digest) => digests.append_value(digest.to_be_bytes())?,
                     None => digests.append_null(),
                 }
@@ -229,26 +232,37 @@ impl Digests {
     }
 }
 
+/// The place of each row's user; a new user gets the next one.
+fn places(known: &mut BTreeMap<String, usize>, users: &StringArray) -> Vec<usize> {
+    let mut before: Option<(&str, usize)> = None;
+    let mut place = |user: &str| match known.get(user) {
+        Some(place) => *place,
+        None => {
+            let next = known.len();
+            known.insert(user.to_owned(), next);
+            next
+        }
+    };
+    let mut places = Vec::with_capacity(users.len());
+    for user in users {
+        let user = user.unwrap_or_default();
+        // A user's rows lie together: one look-up is enough for them.
+        let found = before.filter(|(of, _)| *of == user).map_or_else(|| place(user), |(_, place)| place);
+        before = Some((user, found));
+        places.push(found);
+    }
+    places
+}
+
 impl Digest {
-    fn add(&mut self, hashes: &[u128], shown: &BooleanArray, users: Option<&StringArray>) {
-        let mut user_before: Option<(&str, u128)> = None;
+    fn add(&mut self, hashes: &[u128], shown: &BooleanArray, places: Option<&[usize]>) {
         for (at, &hash) in hashes.iter().enumerate().filter(|(at, _)| shown.is_valid(*at) && shown.value(*at)) {
             (self.rows, self.sum) = (self.rows + 1, self.sum.wrapping_add(hash));
-            let Some(users) = users else { continue };
-            let user = if users.is_valid(at) { users.value(at) } else { "" };
-            // A user's rows lie together: one look-up is enough for them.
-            match &mut user_before {
-                Some((of, sum)) if *of == user => *sum = sum.wrapping_add(hash),
-                _ => user_before.replace((user, hash)).into_iter().for_each(|(user, sum)| self.credit(user, sum)),
+            let Some(place) = places.map(|places| places[at]) else { continue };
+            if place >= self.by_user.len() {
+                self.by_user.resize(place + 1, None);
             }
-        }
-        user_before.into_iter().for_each(|(user, sum)| self.credit(user, sum));
-    }
-
-    fn credit(&mut self, user: &str, hash: u128) {
-        match self.users.get_mut(user) {
-            Some(sum) => *sum = sum.wrapping_add(hash),
-            None => drop(self.users.insert(user.to_owned(), hash)),
+            self.by_user[place] = Some(self.by_user[place].unwrap_or(0).wrapping_add(hash));
         }
     }
 }
@@ -286,21 +300,21 @@ impl Seen {
     pub fn staged(view: &View<'_>, staged: &Staged, done: &Done<SeenFacts>, day: NaiveDate) -> Result<Self> {
         let SeenFacts { columns, days } = &done.facts;
         let of_day = days.get(&day).ok_or_else(|| Error::internal(format_args!("{} was not read for {day}", view.name)))?;
-        let from = From::Staged { view: view.title(), columns: columns.clone(), day };
-        Ok(Self { content: of_day.content.clone(), of_users: staged.is_of_users(view.name), from })
+        let origin = Origin::Staged { view: view.title(), columns: columns.clone(), day };
+        Ok(Self { content: of_day.content.clone(), of_users: staged.is_of_users(view.name), origin })
     }
 
     /// Of a feature table.
     pub fn feature(snapshots: &Snapshots, name: &str, day: NaiveDate) -> Result<Self> {
         let Made { content, columns, .. } = &snapshots.made(name, day)?.facts;
-        let from = From::Feature { folder: super::folder(name, day), columns: columns.clone() };
-        Ok(Self { content: content.clone(), of_users: by_user(&snapshots.tables[name].key), from })
+        let origin = Origin::Feature { folder: super::folder(name, day), columns: columns.clone() };
+        Ok(Self { content: content.clone(), of_users: by_user(&snapshots.tables[name].key), origin })
     }
 
     /// Its users on a night, this or an earlier one, on which the same view was of that content; `None` when no such night is kept.
     pub async fn users(&self, run: &Run, of_content: &str) -> Result<Option<Users>> {
-        match &self.from {
-            From::Staged { view, columns, day } => {
+        match &self.origin {
+            Origin::Staged { view, columns, day } => {
                 for night in day.iter_days().take_while(|night| *night <= run.date).collect::<Vec<_>>().into_iter().rev() {
                     for manifest in run.kept::<SeenFacts>(&folder(view, night)).await? {
                         let facts = &manifest.facts;
@@ -314,7 +328,7 @@ impl Seen {
                     }
                 }
             }
-            From::Feature { folder, columns } => {
+            Origin::Feature { folder, columns } => {
                 for manifest in run.kept::<Made>(folder).await? {
                     let same = manifest.facts.columns == *columns && manifest.facts.content == of_content;
                     if same && let Some(done) = run.earlier(&manifest).await? {
@@ -348,10 +362,13 @@ impl Users {
             }
             Self::Rows(done) => {
                 let rows = done.store.read_parquet(&file(bucket)).await?;
-                let hashes = Hasher::new(&rows.schema())?.rows(rows.columns())?;
-                let mut digest = Digest::default();
-                digest.add(&hashes, &BooleanArray::from(vec![true; hashes.len()]), Some(column::<StringArray>(&rows, "user_id")?));
-                Ok(digest.users.into_iter().collect())
+                let users = column::<StringArray>(&rows, "user_id")?.iter().map(Option::unwrap_or_default);
+                let mut digests: BTreeMap<String, u128> = BTreeMap::new();
+                for (user, hash) in users.zip(Hasher::new(&rows.schema())?.rows(rows.columns())?) {
+                    let sum = digests.entry(user.to_owned()).or_default();
+                    *sum = sum.wrapping_add(hash);
+                }
+                Ok(digests)
             }
         }
     }

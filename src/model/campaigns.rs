@@ -31,8 +31,14 @@ impl CampaignFactors {
             _ => None,
         })?;
         let mut campaigns: BTreeMap<i32, (f64, f64)> = BTreeMap::new();
+        // Ids of no campaign: padding, unknown, missing.
+        let none: Vec<i32> = map.neutral_rows().into_iter().map(|id| id as i32).collect();
         for (row, (clicked, p)) in clicked.iter().zip(p_click).enumerate() {
-            let (clicks, expected) = campaigns.entry(rows.ints_of(row)[int]).or_default();
+            let id = rows.ints_of(row)[int];
+            if none.contains(&id) {
+                continue;
+            }
+            let (clicks, expected) = campaigns.entry(id).or_default();
             *clicks += f64::from(u8::from(*clicked));
             *expected += p;
         }
@@ -95,12 +101,14 @@ mod tests {
 
     #[test]
     fn campaigns_that_differ_are_corrected_and_those_that_do_not_are_left() {
+        let (mut shapes, mut noise) = (0.0, 0.0);
         for seed in 0..20 {
             let (before, after, shape) = errors(0.25, seed);
             assert!(after < 0.5 * before, "{seed}: {after} {before}");
-            assert!((2.0..10.0).contains(&shape.expect("they differ")), "{seed}: {shape:?} is not near 4");
-            let (_, noise, _) = errors(0.0, seed);
-            assert!(noise < 40.0 * (0.02f64 * 0.1).powi(2), "{seed}: a tenth of the rate is added to equal campaigns");
+            shapes += shape.expect("they differ").recip() / 20.0;
+            noise += errors(0.0, seed).1 / 20.0;
         }
+        assert!((shapes - 0.25).abs() < 0.08, "the scatter is found: {shapes}");
+        assert!(noise < 40.0 * (0.02f64 * 0.1).powi(2), "less than a tenth of the rate is added to equal campaigns: {noise}");
     }
 }

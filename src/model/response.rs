@@ -198,6 +198,7 @@ pub fn train_from(
     valid: &RecordBatch,
     seed: u64,
 ) -> Result<ResponseModels> {
+    settings.features.check_names(&train.schema())?;
     let targets = targets(train, "training")?;
     let valid_targets = self::targets(valid, "validation")?;
     let examples = Examples::new(settings, (train, targets), (valid, valid_targets), &RESERVED)?;
@@ -256,7 +257,12 @@ impl ResponseModels {
         let known: HashSet<usize> = rows.into_iter().collect();
         let clicked = filter_record_batch(valid, &(0..valid.num_rows()).map(|row| Some(known.contains(&row))).collect())?;
         for model in [&mut self.network, &mut self.baseline] {
-            let (_, logits) = model.logits_of(&Encoder::new(&model.at_rest.map).encode(&clicked, None)?);
+            let encoder = Encoder::new(&model.at_rest.map);
+            let mut logits = Vec::with_capacity(clicked.num_rows());
+            for start in (0..clicked.num_rows()).step_by(CHUNK) {
+                let rows = encoder.encode(&clicked.slice(start, CHUNK.min(clicked.num_rows() - start)), None)?;
+                logits.extend(model.logits_of(&rows).1);
+            }
             if let Some(calibrator) = &mut model.at_rest.fit.conversion {
                 *calibrator = moved_to(calibrator, &logits, late.expected);
             }

@@ -131,7 +131,8 @@ pub async fn searches(run: &Run, snapshots: &Snapshots) -> Result<Option<(Record
     let context = engine::session(&run.engine)?;
     snapshots.register(&context, run.date, None, |name| ["user__search_terms", "term_category__lookup"].contains(&name))?;
     let ask = async |sql: &str| engine::collect(engine::plan_sql(&context, sql, run.as_of()).await?).await;
-    let terms = "SELECT DISTINCT user_id, term FROM (SELECT user_id, UNNEST(queries) AS term FROM user__search_terms) WHERE term IS NOT NULL ORDER BY user_id, term";
+    let terms = "SELECT DISTINCT user_id, term FROM (SELECT user_id, UNNEST(queries) AS term FROM user__search_terms)
+        WHERE term IS NOT NULL ORDER BY user_id, term";
     let leads = "SELECT term, category_id, share_30d AS share FROM term_category__lookup ORDER BY term, category_id";
     Ok(Some((ask(terms).await?, ask(leads).await?)))
 }
@@ -178,6 +179,7 @@ async fn interest_from_responses(run: &Run, staged: &Staged, snapshots: &Snapsho
     let ads = table(run, staged, "ads").await?;
     let ads: Vec<String> = column::<StringArray>(&ads, "ad_id")?.iter().flatten().map(str::to_owned).collect();
     let nowhere: ArrayRef = Arc::new(StringArray::from(vec![""; users.num_rows()]));
+    let ads = dataset::offered(ads.iter().map(|ad| ("", ad.as_str())))?;
     let users = RecordBatch::try_from_iter([("user_id", users["user_id"].clone()), ("segment_id", nowhere)])?;
     let candidates = dataset::candidates(run, staged, snapshots, &users, &ads).await?;
     let p_click = chosen.response.score(&candidates)?.p_click;

@@ -22,7 +22,7 @@ use crate::targeting::{self, candidates, supply, tables::Stamp, value};
 use crate::types::{column, optional_column};
 use arrow::array::{ArrayRef, BooleanArray, Float64Array, Int64Array, RecordBatch, StringArray};
 use arrow::compute::filter_record_batch;
-use chrono::Days;
+use chrono::{Datelike, Days};
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -100,23 +100,13 @@ pub async fn targeting(
         let primary = segments::primary_users(&user_segments)?;
         let offers = value::offers(&ads, campaigns.as_ref(), stamp.valid_from, stamp.valid_to)?;
         let chosen_ads = chosen_ads(run, spec, staged, snapshots, &offers, &primary, &ads).await?;
-        let all: Vec<String> = offers.iter().map(|offer| offer.ad_id.clone()).collect();
         let sampled = value::sample(&primary, spec.targeting.max_users_scored_per_segment, run.job.seed)?;
-        // All users who may see the same ads, or one segment's.
-        let crowds = match &chosen_ads {
-            None => vec![(sampled.clone(), &all)],
-            Some(chosen) => {
-                let of = |(segment, users): (String, RecordBatch)| chosen.by_segment.get(&segment).map(|ads| (users, ads));
-                by_segment(&sampled)?.into_iter().filter_map(of).collect()
-            }
-        };
+        let offered = offered(&primary, &offers, chosen_ads.as_ref())?;
         let mut scores = value::Scores::default();
-        for (users, ads) in crowds {
-            for start in (0..users.num_rows()).step_by(USERS_A_BATCH) {
-                let batch = users.slice(start, USERS_A_BATCH.min(users.num_rows() - start));
-                let candidates = dataset::candidates(run, staged, snapshots, &batch, ads).await?;
-                scores.add(&scored(&candidates, chosen)?)?;
-            }
+        for start in (0..sampled.num_rows()).step_by(USERS_A_BATCH) {
+            let users = sampled.slice(start, USERS_A_BATCH.min(sampled.num_rows() - start));
+            let candidates = dataset::candidates(run, staged, snapshots, &users, &offered).await?;
+            scores.add(&scored(&candidates, chosen)?)?;
         }
         let outcomes = value::outcomes(&conversions(run, staged).await?)?;
         let logged = impressions(run, staged, SUPPLY_DAYS).await?;
@@ -134,6 +124,7 @@ pub async fn targeting(
             weights: weights.as_ref(),
             supply: &supply,
             scores: &scores,
+            by_chance: chosen_ads.as_ref().map(|chosen| &chosen.by_chance),
             outcomes: &outcomes,
             prices: prices.as_ref(),
             floor: spec.segments.floor,
@@ -169,14 +160,19 @@ async fn chosen_ads(
     let titles: BTreeMap<&str, &str> =
         titles.map_or_else(BTreeMap::new, |titles| ids.iter().zip(titles).filter_map(|(ad, title)| ad.zip(title)).collect());
     let signs = candidates::Signs { primary, clicks: &clicks, searches: searches.as_ref().map(|(terms, _)| terms), titles: &titles };
-    candidates::choose(most, &offers.iter().map(|offer| offer.ad_id.as_str()).collect(), &signs, run.job.seed)
+    // Chance chooses other ads every night.
+    let seed = run.job.seed.wrapping_add(run.date.num_days_from_ce().unsigned_abs().into());
+    candidates::choose(most, &offers.iter().map(|offer| offer.ad_id.as_str()).collect(), &signs, seed)
 }
 
-/// The rows of each segment; they lie together.
-fn by_segment(rows: &RecordBatch) -> Result<Vec<(String, RecordBatch)>> {
-    let segments = column::<StringArray>(rows, "segment_id")?;
-    let parts = arrow::compute::partition(&[rows["segment_id"].clone()])?.ranges();
-    Ok(parts.into_iter().map(|part| (segments.value(part.start).to_owned(), rows.slice(part.start, part.len()))).collect())
+/// segment_id, ad_id: what may be shown to whom.
+fn offered(primary: &RecordBatch, offers: &value::Offers, chosen: Option<&candidates::Candidates>) -> Result<RecordBatch> {
+    let segments: BTreeSet<&str> = column::<StringArray>(primary, "segment_id")?.iter().flatten().collect();
+    let pairs: Vec<(&str, &str)> = match chosen {
+        Some(chosen) => chosen.by_segment.iter().flat_map(|(segment, ads)| ads.iter().map(|ad| (segment.as_str(), ad.as_str()))).collect(),
+        None => segments.iter().flat_map(|segment| offers.iter().map(|offer| (*segment, offer.ad_id.as_str()))).collect(),
+    };
+    dataset::offered(pairs)
 }
 
 /// Where the tables committed before the run's date lie, by policy version. The same on a rerun, even after a rollback.

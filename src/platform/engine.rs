@@ -24,7 +24,7 @@ use datafusion::execution::SessionStateBuilder;
 use datafusion::execution::config::SessionConfig;
 use datafusion::execution::context::SQLOptions;
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
-use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
+use datafusion::execution::memory_pool::{FairSpillPool, PeakRecordingPool, TrackConsumersPool};
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::logical_expr::{Expr, LogicalPlan, ScalarUDF, SortExpr, Union, Volatility};
 use datafusion::physical_plan::{self, display::DisplayableExecutionPlan};
@@ -78,7 +78,7 @@ pub fn session(settings: &Settings) -> Result<SessionContext> {
     let pool = FairSpillPool::new(settings.memory_mib << 20);
     let pool = TrackConsumersPool::new(pool, NonZeroUsize::new(3).expect("three is not zero"));
     let runtime = RuntimeEnvBuilder::new()
-        .with_memory_pool(Arc::new(cost::PeakPool::over(pool)))
+        .with_memory_pool(Arc::new(PeakRecordingPool::new(Arc::new(pool))))
         .with_disk_manager_builder(DiskManagerBuilder::default().with_mode(DiskManagerMode::OsTmpDirectory))
         .build_arc()?;
     let mut config = SessionConfig::new().with_target_partitions(settings.cores()).with_information_schema(false);

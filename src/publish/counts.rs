@@ -2,7 +2,7 @@
 //!
 //! A user counts in at most ten segments, those of the best ranks, so that one user more or less moves all counts together by ten at
 //! most; discrete Laplace noise of that sensitivity over epsilon makes the counts epsilon-differentially private (Ghosh, Roughgarden and
-//! Sundararajan, STOC 2009). The noise is drawn from the key of the pseudonyms, the table and the count: a rerun gives the same, and nobody
+//! Sundararajan, STOC 2009), given which segments there are and who else is in which. The noise is drawn from the key of the pseudonyms, the table and the count: a rerun gives the same, and nobody
 //! without the key can take it off. Each published table spends another epsilon; the manifest adds them up.
 
 use super::Tables;
@@ -30,6 +30,13 @@ pub struct CountsFacts {
     pub epsilon_so_far: f64,
     pub segments_a_user: u64,
     pub segments: u64,
+}
+
+impl CountsFacts {
+    /// The ledger of a table without counts of its own.
+    pub(super) fn kept(&self) -> Self {
+        Self { epsilon: 0.0, segments: 0, ..self.clone() }
+    }
 }
 
 const SEGMENTS_A_USER: u32 = 10;

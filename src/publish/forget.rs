@@ -5,7 +5,9 @@
 //! again. The raw logs are the shop's own: until its suppression list names the person, the next night would read them again.
 
 use super::tombstone::{self, Tombstone};
-use super::{Commit, CommitKind, Privacy, Tables, TablesFacts, check_written, commits_as_written, create, history, remainder, verify};
+use super::{
+    Commit, CommitKind, CountsFacts, Privacy, Tables, TablesFacts, check_written, commits_as_written, create, history, remainder, verify,
+};
 use crate::error::{Error, Kind, Result};
 use crate::platform::run::{GIT_SHA, Manifest, VERSION};
 use crate::platform::storage::{Store, parquet_bytes, parquet_table, sha256};
@@ -164,7 +166,7 @@ async fn copy_without(output: &Store, commit: &Commit, privacy: Privacy<'_>, row
     let mut inputs = manifest.inputs;
     inputs["tombstone"] = serde_json::json!({ "of": commit.tables, "rows_removed": rows_removed });
     let (version, git_sha) = (VERSION.to_owned(), GIT_SHA.to_owned());
-    let facts = TablesFacts { delta: None, ..manifest.facts };
+    let facts = TablesFacts { delta: None, counts: manifest.facts.counts.as_ref().map(CountsFacts::kept), ..manifest.facts };
     let manifest = Manifest { step: manifest.step, key, inputs, files, facts, version, git_sha };
     let bytes = serde_json::to_vec_pretty(&manifest)?;
     let manifest_sha256 = sha256(&bytes);

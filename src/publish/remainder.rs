@@ -42,7 +42,9 @@ pub(super) fn without(tables: &Tables, gone: &HashSet<String>, floor: Option<u64
         if floor.is_none() {
             return Ok(left);
         }
-        let sizes = full::<StringArray>(&left, "segment_id")?.iter().flatten().map(|id| members[id]).collect();
+        let before: Vec<i64> = full::<Int64Array>(&left, size)?.values().to_vec();
+        let sizes: Vec<i64> = full::<StringArray>(&left, "segment_id")?.iter().flatten().map(|id| members[id]).collect();
+        let left = without_keywords(&left, |row| sizes[row] != before[row])?;
         with(&left, size, sizes)
     };
     Ok(Tables {
@@ -51,6 +53,16 @@ pub(super) fn without(tables: &Tables, gone: &HashSet<String>, floor: Option<u64
         shadow_ads: of_segments(&tables.shadow_ads, "audience_size")?,
         user_segments,
     })
+}
+
+/// Takes away the keywords of some segments: too few of those who are left may have searched for them.
+fn without_keywords(rows: &RecordBatch, of: impl Fn(usize) -> bool) -> Result<RecordBatch> {
+    let Ok(at) = rows.schema().index_of("keywords") else { return Ok(rows.clone()) };
+    let keywords = full::<StringArray>(rows, "keywords")?.iter().enumerate();
+    let mut columns = rows.columns().to_vec();
+    columns[at] =
+        Arc::new(StringArray::from_iter_values(keywords.map(|(row, keywords)| if of(row) { "" } else { keywords.unwrap_or_default() })));
+    Ok(RecordBatch::try_new(rows.schema(), columns)?)
 }
 
 fn with(rows: &RecordBatch, name: &str, values: Vec<i64>) -> Result<RecordBatch> {

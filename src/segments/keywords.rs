@@ -34,6 +34,8 @@ const KEYWORDS: usize = 5;
 const LEAST_LIFT: f64 = 1.2;
 /// A term of which a larger share leads to what cannot be a label is not told.
 const MOST_ELSEWHERE: f64 = 0.1;
+/// Nor is one of which less is known to lead to what can.
+const LEAST_KNOWN: f64 = 0.5;
 
 impl Segments {
     /// Gives every segment its keywords, best first.
@@ -88,7 +90,8 @@ fn may_be_told<'a>(leads: &'a RecordBatch, taxonomy: &Taxonomy) -> Result<BTreeS
         *all += shares.value(row);
         *elsewhere += if taxonomy.may_be_label(categories.value(row)) { 0.0 } else { shares.value(row) };
     }
-    Ok(known.into_iter().filter(|(_, (all, elsewhere))| *elsewhere <= MOST_ELSEWHERE * all).map(|(term, _)| term).collect())
+    let is_told = |all: f64, elsewhere: f64| elsewhere <= MOST_ELSEWHERE * all && all - elsewhere >= LEAST_KNOWN;
+    Ok(known.into_iter().filter(|(_, (all, elsewhere))| is_told(*all, *elsewhere)).map(|(term, _)| term).collect())
 }
 
 #[cfg(test)]

@@ -75,8 +75,11 @@ impl Settings {
         if self.labels_per_user == 0 {
             return Err(Error::usage("[segments] labels_per_user must be at least 1"));
         }
-        if !(self.count_epsilon >= 0.0 && self.count_epsilon.is_finite()) {
-            return Err(Error::usage(format_args!("[segments] count_epsilon = {} is no privacy budget", self.count_epsilon)));
+        if self.count_epsilon != 0.0 && !(0.001..=1000.0).contains(&self.count_epsilon) {
+            return Err(Error::usage(format_args!(
+                "[segments] count_epsilon = {} is neither 0 nor from 0.001 to 1000",
+                self.count_epsilon
+            )));
         }
         self.clusters.check()
     }

@@ -6,8 +6,8 @@
 //!   sets of their clickers, less where few clicked both (Sarwar et al., WWW 2001).
 //! - content: ads whose titles are about what the segment's users search for, by the cosine of tf-idf vectors of their words.
 //!
-//! Their lists are merged by reciprocal ranks (Cormack et al., SIGIR 2009). What is left of the room falls to ads by a seeded hash, and an
-//! ad that no segment has room for is added to one, so that every live ad can be tried: a new one has no clicks to recommend it.
+//! Their lists are merged by reciprocal ranks (Cormack et al., SIGIR 2009). A quarter of the room falls to ads by chance, other ones every
+//! night: nobody has clicked a new ad yet, and what is shown for comparison must not be chosen for the segment.
 
 use crate::error::Result;
 use crate::platform::words;
@@ -30,10 +30,12 @@ pub struct Signs<'a> {
     pub titles: &'a BTreeMap<&'a str, &'a str>,
 }
 
-/// The ads of each segment, sorted.
+/// The ads of each segment.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Candidates {
-    pub by_segment: BTreeMap<String, Vec<String>>,
+    pub by_segment: BTreeMap<String, BTreeSet<String>>,
+    /// Those among them that chance chose.
+    pub by_chance: BTreeMap<String, BTreeSet<String>>,
     pub facts: CandidateFacts,
 }
 
@@ -42,18 +44,20 @@ pub struct Candidates {
 pub struct CandidateFacts {
     pub collaborative: u64,
     pub content: u64,
-    /// By neither.
+    /// By chance, whoever else named them.
     pub by_chance: u64,
 }
 
 /// A rank's share of the merged score is one over this and the rank.
 const RANK_CONSTANT: f64 = 60.0;
+/// The share of a segment's room that chance fills.
+const CHANCE: f64 = 0.25;
 /// A pair of ads with so many common clickers counts half.
 const PRIOR_CLICKERS: f64 = 5.0;
 /// Ads of a user who clicked more than this say little of each other.
 const MOST_CLICKED: usize = 100;
 
-/// At most about `most` of the ads for each segment; `None` where all of them fit.
+/// `most` of the ads for each segment, `seed` deciding what falls to chance; `None` where all ads fit.
 pub fn choose(most: usize, ads: &BTreeSet<&str>, signs: &Signs, seed: u64) -> Result<Option<Candidates>> {
     if most == 0 || ads.len() <= most {
         return Ok(None);
@@ -65,35 +69,37 @@ pub fn choose(most: usize, ads: &BTreeSet<&str>, signs: &Signs, seed: u64) -> Re
         Some(searches) => by_words(&segment_of, ads, searches, signs.titles)?,
         None => BTreeMap::new(),
     };
-    let (mut by_segment, mut facts, mut placed) = (BTreeMap::new(), CandidateFacts::default(), BTreeSet::new());
-    let names: BTreeSet<&str> = segment_of.values().copied().collect();
-    for segment in &names {
+    let mut found = Candidates { by_segment: BTreeMap::new(), by_chance: BTreeMap::new(), facts: CandidateFacts::default() };
+    for segment in segment_of.values().copied().collect::<BTreeSet<&str>>() {
         let lists = [collaborative.get(segment), content.get(segment)].map(|list| list.map_or(&[][..], Vec::as_slice));
+        let mut drawn: Vec<(u64, &str)> =
+            ads.iter().map(|ad| (xxh3_64_with_seed(format!("{segment}\n{ad}").as_bytes(), seed), *ad)).collect();
+        drawn.sort_unstable();
+        let chance = ((most as f64 * CHANCE).ceil() as usize).min(most);
+        let mut chosen: BTreeSet<&str> = drawn[..chance].iter().map(|(_, ad)| *ad).collect();
+        found.by_chance.insert(segment.to_owned(), owned(&chosen));
         let mut merged: BTreeMap<&str, f64> = BTreeMap::new();
         for list in lists {
             for (rank, ad) in list.iter().enumerate() {
                 *merged.entry(ad).or_default() += 1.0 / (RANK_CONSTANT + rank as f64 + 1.0);
             }
         }
-        let chance = |ad: &str| xxh3_64_with_seed(format!("{segment}\n{ad}").as_bytes(), seed);
-        let mut order: Vec<(f64, u64, &str)> = ads.iter().map(|ad| (merged.get(ad).copied().unwrap_or(0.0), chance(ad), *ad)).collect();
-        order.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)).then(a.2.cmp(b.2)));
-        let chosen: BTreeSet<&str> = order.iter().take(most).map(|(.., ad)| *ad).collect();
-        let named = |list: &[&str]| list.iter().filter(|ad| chosen.contains(*ad)).count() as u64;
-        facts.collaborative += named(lists[0]);
-        facts.content += named(lists[1]);
-        facts.by_chance += chosen.iter().filter(|ad| !merged.contains_key(*ad)).count() as u64;
-        placed.extend(chosen.iter().copied());
-        by_segment.insert((*segment).to_owned(), chosen);
-    }
-    for ad in ads.difference(&placed) {
-        if let Some(of_segment) = names.iter().min_by_key(|segment| xxh3_64_with_seed(format!("{segment}\n{ad}").as_bytes(), seed)) {
-            by_segment.entry((*of_segment).to_owned()).or_default().insert(ad);
-            facts.by_chance += 1;
+        for ad in ranked(merged).into_iter().chain(drawn[chance..].iter().map(|(_, ad)| *ad)) {
+            if chosen.len() < most {
+                chosen.insert(ad);
+            }
         }
+        let named = |list: &[&str]| list.iter().filter(|ad| chosen.contains(*ad)).count() as u64;
+        found.facts.collaborative += named(lists[0]);
+        found.facts.content += named(lists[1]);
+        found.facts.by_chance += chance as u64;
+        found.by_segment.insert(segment.to_owned(), owned(&chosen));
     }
-    let sorted = |ads: BTreeSet<&str>| ads.into_iter().map(str::to_owned).collect();
-    Ok(Some(Candidates { by_segment: by_segment.into_iter().map(|(segment, ads)| (segment, sorted(ads))).collect(), facts }))
+    Ok(Some(found))
+}
+
+fn owned(ads: &BTreeSet<&str>) -> BTreeSet<String> {
+    ads.iter().map(|ad| (*ad).to_owned()).collect()
 }
 
 /// Best first: the live ads with a score above zero.
@@ -111,7 +117,8 @@ fn by_clicks<'a>(segment_of: &HashMap<&'a str, &'a str>, live: &BTreeSet<&'a str
     for (user, ad) in users.iter().flatten().zip(ads.iter().flatten()) {
         clicked.entry(user).or_default().insert(ad);
     }
-    let (mut clickers, mut both): (BTreeMap<&str, f64>, HashMap<&str, BTreeMap<&str, f64>>) = (BTreeMap::new(), HashMap::new());
+    let mut clickers: BTreeMap<&str, f64> = BTreeMap::new();
+    let mut both: HashMap<&str, BTreeMap<&str, f64>> = HashMap::new();
     let mut of_segment: BTreeMap<&str, BTreeMap<&str, f64>> = BTreeMap::new();
     for (user, ads) in clicked.iter().filter(|(_, ads)| ads.len() <= MOST_CLICKED) {
         for ad in ads {
@@ -228,8 +235,8 @@ mod tests {
         let clicks: Vec<(usize, usize)> =
             (0..5).map(|i| (i, 3)).chain((20..30).flat_map(|i| [(i, 3), (i, 4)])).chain((10..15).map(|i| (i, 9))).collect();
         let found = chosen(5, &clicks, &[], &[]).expect("there are too many ads");
-        assert!(["ad_03", "ad_04"].iter().all(|ad| found.by_segment["a"].contains(&(*ad).to_owned())), "{found:?}");
-        assert!(found.by_segment["b"].contains(&"ad_09".to_owned()));
+        assert!(["ad_03", "ad_04"].iter().all(|ad| found.by_segment["a"].contains(*ad)), "{found:?}");
+        assert!(found.by_segment["b"].contains("ad_09"));
         assert_eq!((found.facts.collaborative, found.facts.content), (3, 0));
     }
 
@@ -238,18 +245,26 @@ mod tests {
         let searches = [(1, "跑步鞋"), (2, "跑步鞋"), (11, "Running Shoes")];
         let titles = [("ad_20", "新款跑步鞋男"), ("ad_21", "running shoes for men"), ("ad_22", "phone")];
         let found = chosen(4, &[], &searches, &titles).expect("there are too many ads");
-        assert!(found.by_segment["a"].contains(&"ad_20".to_owned()) && found.by_segment["b"].contains(&"ad_21".to_owned()), "{found:?}");
+        assert!(found.by_segment["a"].contains("ad_20") && found.by_segment["b"].contains("ad_21"), "{found:?}");
         assert_eq!((found.facts.collaborative, found.facts.content), (0, 2));
     }
 
     #[test]
-    fn every_ad_is_somebodys_and_all_are_everybodys_where_they_fit() {
-        let found = chosen(4, &[(0, 3)], &[], &[]).expect("there are too many ads");
-        let all: BTreeSet<&String> = found.by_segment.values().flatten().collect();
-        assert_eq!(all.len(), 30);
-        assert_eq!(found.facts.collaborative + found.facts.by_chance, found.by_segment.values().map(|ads| ads.len() as u64).sum::<u64>());
-        assert_eq!(found, chosen(4, &[(0, 3)], &[], &[]).unwrap());
-        assert_eq!(chosen(30, &[], &[], &[]), None);
-        assert_eq!(chosen(0, &[], &[], &[]), None);
+    fn a_quarter_is_chance_other_ads_every_night_and_all_are_chosen_where_they_fit() {
+        let found = chosen(8, &[(0, 3)], &[], &[]).expect("there are too many ads");
+        for segment in ["a", "b"] {
+            assert_eq!((found.by_segment[segment].len(), found.by_chance[segment].len()), (8, 2));
+            assert!(found.by_chance[segment].is_subset(&found.by_segment[segment]));
+        }
+        assert_eq!(Some(found), chosen(8, &[(0, 3)], &[], &[]));
+        assert_eq!((chosen(30, &[], &[], &[]), chosen(0, &[], &[], &[])), (None, None));
+        let nobody = pairs(["user_id", "ad_id"], &[]);
+        let primary = pairs(["user_id", "segment_id"], &[("u".to_owned(), "a".to_owned())]);
+        let signs = Signs { primary: &primary, clicks: &nobody, searches: None, titles: &BTreeMap::new() };
+        let ids: Vec<String> = (0..30).map(|ad| format!("ad_{ad:02}")).collect();
+        let ads: BTreeSet<&str> = ids.iter().map(String::as_str).collect();
+        let tried: BTreeSet<String> =
+            (0..40).flat_map(|night| choose(4, &ads, &signs, night).unwrap().expect("too many").by_segment.remove("a").unwrap()).collect();
+        assert_eq!(tried.len(), 30, "in forty nights every ad was tried");
     }
 }

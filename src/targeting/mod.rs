@@ -8,7 +8,7 @@
 //! - champion: the plan; propensity = planned impressions / supply, the rest is `no_ad`.
 //! - explore: (1 - epsilon) of the plan's propensities, and epsilon evenly over the segment's ads, less where a cap or a campaign's
 //!   budget would not bear it; what is cut off is `no_ad`. Every ad keeps some probability as long as its campaign has money.
-//! - holdout: the untargeted default, evenly over the ads, cut in the same way. `shadow_ads` hold the plan it would have had.
+//! - holdout: the untargeted default, evenly over the ads (where ads are chosen for segments, over those that chance chose), cut in the same way. `shadow_ads` hold the plan it would have had.
 //!
 //! A segment without expected supply plans nothing, and its champions see `no_ad`.
 
@@ -26,7 +26,7 @@ use crate::segments::full;
 use arms::{Arm, Shares, arm_of};
 use arrow::array::{Array, Int64Array, RecordBatch, StringArray};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use tables::{Row, Stamp};
 use value::{NO_AD, Offer, Offers, Outcomes, Score, Scores};
 
@@ -83,6 +83,8 @@ pub struct Inputs<'a> {
     /// Opportunities a day of each segment's primary users.
     pub supply: &'a BTreeMap<String, f64>,
     pub scores: &'a Scores,
+    /// By segment, the ads that were not chosen for it; `None` where all ads are scored for all segments.
+    pub by_chance: Option<&'a BTreeMap<String, BTreeSet<String>>>,
     pub outcomes: &'a Outcomes,
     /// Of the plan that served before: where the search for this one begins.
     pub prices: Option<&'a NamedPrices>,
@@ -171,10 +173,10 @@ pub fn decide(settings: &Settings, inputs: &Inputs) -> Result<Targeting> {
     let problem = market.plan_problem();
     let plan = allocate(&problem, market.start(inputs.prices).as_ref(), 1)?;
     let champion = market.champion(&plan);
-    let even = vec![0.0; market.candidates.len()];
+    let nothing = vec![0.0; market.candidates.len()];
     let mixed = champion.propensity.iter().map(|propensity| (1.0 - settings.epsilon) * propensity).collect::<Vec<_>>();
-    let explore = market.serve(Arm::Explore, market.spread(Arm::Explore, settings.epsilon, &mixed));
-    let holdout = market.serve(Arm::Holdout, market.spread(Arm::Holdout, 1.0, &even));
+    let explore = market.serve(Arm::Explore, market.spread(Arm::Explore, settings.epsilon, &mixed, |_| true));
+    let holdout = market.serve(Arm::Holdout, market.spread(Arm::Holdout, 1.0, &nothing, |candidate| candidate.untargeted));
     let shadow = market.serve(Arm::Holdout, champion.propensity.clone());
     let has_share = |served: &Served| settings.shares.of(served.arm) > 0.0;
     let served: Vec<Served> = [champion, explore, holdout].into_iter().filter(has_share).collect();
@@ -224,6 +226,8 @@ struct Candidate {
     value_error: f64,
     /// Of one impression, in micro-units.
     cost: i64,
+    /// Not chosen for the segment.
+    untargeted: bool,
 }
 
 /// What an arm serves: for each candidate its propensity and its planned impressions.
@@ -260,6 +264,9 @@ impl<'a> Market<'a> {
                 Objective::Clicks => score.click_error * worth[offer],
             },
             cost: offers.live[offer].bid.map_or(0, |bid| bid.cost(score.p_click)),
+            untargeted: inputs.by_chance.is_none_or(|by_chance| {
+                by_chance.get(audiences[segment].segment_id).is_some_and(|ads| ads.contains(&offers.live[offer].ad_id))
+            }),
         });
         let candidates = candidates.collect();
         let campaigns: Vec<String> = offers.campaigns.keys().cloned().collect();
@@ -338,18 +345,18 @@ impl<'a> Market<'a> {
         Served { arm: Arm::Champion, propensity, planned: plan.whole.clone() }
     }
 
-    /// `base` propensities and on top of them `mass`, evenly over the ads of each segment: less of an ad whose cap, and less of all
+    /// `base` propensities and on top of them `mass`, evenly over those ads of each segment that are `of` it: less of an ad whose cap, and less of all
     /// ads of a campaign whose budget, would not bear it.
-    fn spread(&self, arm: Arm, mass: f64, base: &[f64]) -> Vec<f64> {
+    fn spread(&self, arm: Arm, mass: f64, base: &[f64], of: impl Fn(&Candidate) -> bool) -> Vec<f64> {
         let problem = self.problem(arm);
         let mut ads = vec![0u32; self.audiences.len()];
-        self.candidates.iter().for_each(|candidate| ads[candidate.segment] += 1);
+        self.candidates.iter().filter(|candidate| of(candidate)).for_each(|candidate| ads[candidate.segment] += 1);
         let mut spread = Vec::with_capacity(base.len());
         let (mut spent, mut wanted) = (vec![0.0; problem.budget.len()], vec![0.0; problem.budget.len()]);
         for (pair, candidate) in self.candidates.iter().enumerate() {
             let supply = problem.supply[candidate.segment];
             let room = if supply > 0.0 { (problem.cap[pair] / supply - base[pair]).max(0.0) } else { f64::INFINITY };
-            spread.push((mass / f64::from(ads[candidate.segment])).min(room));
+            spread.push(if of(candidate) { (mass / f64::from(ads[candidate.segment])).min(room) } else { 0.0 });
             spent[problem.ad[pair]] += problem.cost[pair] * supply * base[pair];
             wanted[problem.ad[pair]] += problem.cost[pair] * supply * spread[pair];
         }

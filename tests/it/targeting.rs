@@ -588,6 +588,7 @@ impl Shop {
             weights: self.weights.as_ref(),
             supply: &supply,
             scores: &scores,
+            by_chance: None,
             outcomes: &value::outcomes(&self.conversions)?,
             prices: self.prices.as_ref(),
             floor: self.floor,

@@ -49,7 +49,6 @@ impl Examples {
         reserved: &[&str],
     ) -> Result<Self> {
         settings.check()?;
-        settings.features.check_names(&train.schema())?;
         let map = features::fit(&[features::Part { table: train, rows: None }], &settings.features, reserved, |_| false)?;
         Self::encoded(settings, map, (train, targets), (valid, valid_targets), None)
     }
@@ -227,16 +226,16 @@ impl Examples {
         let mut weights = network.weights.clone();
         let Some(table) = weights.get_mut(TABLE) else { return (network, None) };
         round_to_bfloat16(table);
-        let rounded = self.response(network.at_rest.core.clone(), weights);
-        let (before, after) = (network.at_rest.fit.metrics, rounded.at_rest.fit.metrics);
+        let halved = self.response(network.at_rest.core.clone(), weights);
+        let (before, after) = (network.at_rest.fit.metrics, halved.at_rest.fit.metrics);
         let change = |of: fn(&Metrics) -> Option<f64>| Some(rounded(of(&after)? - of(&before)?));
         let compression = Compression {
-            bytes: stored_bytes(&rounded.weights),
+            bytes: stored_bytes(&halved.weights),
             bytes_before: stored_bytes(&network.weights),
             auc_change: change(|metrics| metrics.auc),
             logloss_change: change(|metrics| metrics.logloss),
         };
-        (rounded, Some(compression))
+        (halved, Some(compression))
     }
 }
 

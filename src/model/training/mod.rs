@@ -18,7 +18,7 @@ use super::sigmoid;
 use super::table::Pace;
 use crate::error::{Error, Result};
 use crate::statistics::metrics;
-use batches::Batches;
+use batches::{Batches, Resident};
 pub(super) use batches::{Source, Stream};
 use live::Live;
 use rand::{RngCore, SeedableRng};

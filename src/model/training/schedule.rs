@@ -74,7 +74,7 @@ pub enum Precision {
 
 impl Precision {
     /// The type of the hidden layers' products.
-    pub fn products(self, spec: &Spec, device: Device) -> Kind {
+    pub(super) fn products(self, spec: &Spec, device: Device) -> Kind {
         match self {
             Self::Float32 => Kind::Float,
             Self::Bfloat16 => Kind::BFloat16,
