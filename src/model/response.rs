@@ -332,6 +332,20 @@ impl Response {
         self.score_at(table, None)
     }
 
+    /// Past impressions as it reads them, where they were shown.
+    pub fn encode_logged(&self, table: &RecordBatch) -> Result<Encoded> {
+        Encoder::new(&self.at_rest.map).encode(table, None)
+    }
+
+    /// P(click) of rows that it encoded, and of the same rows with the values of one column handed round.
+    pub fn p_click(&self, rows: &Encoded) -> Vec<f64> {
+        self.at_rest.p_click(rows, &self.logits_of(rows).0)
+    }
+
+    pub fn p_click_with(&self, rows: &Encoded, column: &str, order: &[usize]) -> Vec<f64> {
+        self.p_click(&self.at_rest.map.handed_round(rows, column, order))
+    }
+
     fn score_at(&self, table: &RecordBatch, position: Option<i32>) -> Result<Scores> {
         let encoder = Encoder::new(&self.at_rest.map);
         let mut scores = Scores {

@@ -100,16 +100,15 @@ fn clicks(rows: &RecordBatch) -> Result<Vec<bool>> {
 fn importance(model: &Response, test: &RecordBatch, seed: u64) -> Result<Option<Importance>> {
     let rows = sample(test, seed)?;
     let labels = clicks(&rows)?;
-    let quality = |rows: &RecordBatch| -> Result<Option<(f64, f64)>> {
-        let scores = model.score_logged(rows)?.p_click;
-        Ok(metrics::auc(&labels, &scores).zip(metrics::logloss(&labels, &scores)))
-    };
-    let Some((auc, logloss)) = quality(&rows)? else { return Ok(None) };
+    let quality = |scores: &[f64]| metrics::auc(&labels, scores).zip(metrics::logloss(&labels, scores));
+    let encoded = model.encode_logged(&rows)?;
+    let Some((auc, logloss)) = quality(&model.p_click(&encoded)) else { return Ok(None) };
     let mut features = Vec::new();
     for name in model.features().filter(|name| rows.column_by_name(name).is_some()) {
         let (mut drops, mut rises) = (Vec::new(), Vec::new());
         for repeat in 0..REPEATS {
-            let Some((shuffled_auc, shuffled_logloss)) = quality(&shuffled(&rows, name, seed.wrapping_add(repeat))?)? else { continue };
+            let order = order(rows.num_rows(), name, seed.wrapping_add(repeat));
+            let Some((shuffled_auc, shuffled_logloss)) = quality(&model.p_click_with(&encoded, name, &order)) else { continue };
             drops.push(auc - shuffled_auc);
             rises.push(shuffled_logloss - logloss);
         }
@@ -149,18 +148,11 @@ fn sample(test: &RecordBatch, seed: u64) -> Result<RecordBatch> {
     taken(test, &UInt32Array::from(positives))
 }
 
-/// The table with one column's values handed round among its rows.
-fn shuffled(rows: &RecordBatch, name: &str, seed: u64) -> Result<RecordBatch> {
-    let mut order: Vec<u32> = (0..rows.num_rows() as u32).collect();
-    order.shuffle(&mut ChaCha8Rng::seed_from_u64(xxh3_64_with_seed(name.as_bytes(), seed)));
-    let order = UInt32Array::from(order);
-    let schema = rows.schema();
-    let columns = schema.fields().iter().zip(rows.columns()).map(|(field, column)| match field.name() == name {
-        true => take(column, &order, None),
-        false => Ok(column.clone()),
-    });
-    let columns = columns.collect::<std::result::Result<_, _>>()?;
-    Ok(RecordBatch::try_new(rows.schema(), columns)?)
+/// In which order a column's values are handed round.
+fn order(rows: usize, column: &str, seed: u64) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..rows).collect();
+    order.shuffle(&mut ChaCha8Rng::seed_from_u64(xxh3_64_with_seed(column.as_bytes(), seed)));
+    order
 }
 
 fn taken(rows: &RecordBatch, chosen: &UInt32Array) -> Result<RecordBatch> {

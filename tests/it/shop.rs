@@ -111,6 +111,9 @@ fn small_spec(root: &Path) -> Spec {
     spec.segments.enter = 50;
     spec.targeting.max_users_scored_per_segment = 20;
     spec.engine.buckets = 2;
+    // As many days as there are. The leak test has tests of its own.
+    spec.ingest.history_days = 29;
+    spec.features.leak_share = 0.0;
     spec
 }
 

@@ -108,7 +108,13 @@ fn the_check_finds_every_rule_that_is_broken() {
         ("sensitive or unknown", Box::new(|night| set_text(&mut night.segments.segments, "segment_id", 1, "interest:c_secret"))),
         ("but says", Box::new(|night| set(&mut night.segments.segments, "size_released", 0, 51.0))),
         ("ranks up to", Box::new(|night| set(&mut night.segments.user_segments, "rank", 0, 9.0))),
-        ("shadow_ads: column propensity is absent", Box::new(|night| drop(night.targeting.shadow_ads.remove_column(13)))),
+        (
+            "shadow_ads: column propensity is absent",
+            Box::new(|night| {
+                let shadow = &mut night.targeting.shadow_ads;
+                shadow.remove_column(shadow.schema().index_of("propensity").unwrap());
+            }),
+        ),
     ];
     for (expected, break_it) in cases {
         let mut night = shop.night();

@@ -159,12 +159,7 @@ impl<'a> Encoder<'a> {
                 block.float_columns.iter().zip(floats).for_each(|(column, x)| encoded.floats[row * n_floats + column] = *x);
             }
         }
-        for found in &self.map.matches {
-            for row in 0..rows {
-                let ids = &encoded.ints[row * n_ints..][..n_ints];
-                encoded.floats[row * n_floats + found.float] = share_in(&ids[found.a.clone()], &ids[found.b.clone()]);
-            }
-        }
+        self.map.compare(&mut encoded);
         encoded
     }
 
@@ -179,6 +174,32 @@ impl<'a> Encoder<'a> {
     pub(super) fn id(&self, value: Option<&str>, space: &str) -> i32 {
         let offset = self.map.spaces[space].offset;
         value.map_or(offset + 1, |value| self.ids[space].get(value).copied().unwrap_or(offset))
+    }
+}
+
+impl FeatureMap {
+    /// Fills in how columns of one space match.
+    fn compare(&self, encoded: &mut Encoded) {
+        for found in &self.matches {
+            for row in 0..encoded.rows {
+                let ids = encoded.ints_of(row);
+                encoded.floats[row * encoded.n_floats + found.float] = share_in(&ids[found.a.clone()], &ids[found.b.clone()]);
+            }
+        }
+    }
+
+    /// The rows with the values of one column handed round: row n gets those of row `order[n]`.
+    pub fn handed_round(&self, encoded: &Encoded, column: &str, order: &[usize]) -> Encoded {
+        let mut changed = encoded.clone();
+        for column in self.columns.iter().filter(|known| known.name == column) {
+            let (ints, floats) = (column.role.ints(), column.role.floats());
+            for (row, from) in order.iter().enumerate() {
+                changed.ints[row * encoded.n_ints..][ints.clone()].copy_from_slice(&encoded.ints_of(*from)[ints.clone()]);
+                changed.floats[row * encoded.n_floats..][floats.clone()].copy_from_slice(&encoded.floats_of(*from)[floats.clone()]);
+            }
+        }
+        self.compare(&mut changed);
+        changed
     }
 }
 
