@@ -190,11 +190,13 @@ def main():
     by_time = {name: f"read_parquet('{flat}/{name}.parquet')" for name in wanted}
     rows = duckdb.sql(f"SELECT COUNT(*) FROM {by_time['events']}").fetchone()[0]
 
+    digests = []
     runs = {"nightmarket": [], "DuckDB, same files": [], "DuckDB, by time": []}
     for _ in range(asked.repeats):
         steps, used = ours(asked.program, path, "features")
         peak = max(peak, used)
         mine = {step.split("/")[1]: of for step, of in steps.items() if step.startswith("features/") and step.endswith(DATE)}
+        digests.append(sum(seconds for step, (seconds, _) in steps.items() if step.startswith("features/_seen/")))
         runs["nightmarket"].append({name: seconds for name, (seconds, _) in mine.items()})
         runs["DuckDB, same files"].append(duck(folder / "duck_bucketed", asked.threads, asked.memory_mib, bucketed))
         runs["DuckDB, by time"].append(duck(folder / "duck_by_time", asked.threads, asked.memory_mib, by_time))
@@ -204,6 +206,7 @@ def main():
 
     print(f"{rows:,} events, {asked.users:,} users; {asked.threads} threads, {asked.memory_mib} MiB, {asked.buckets} buckets; medians of {asked.repeats}")
     print(f"nightmarket's peak memory, ingest included: {peak:.0f} MiB")
+    print(f"the digests by which later nights know what to reuse, of all snapshot days: {statistics.median(digests):.2f} s")
     print("| query | " + " | ".join(runs) + " | same answer |\n|" + "---|" * (len(runs) + 2))
     total = dict.fromkeys(runs, 0.0)
     for name, *_ in queries():
