@@ -117,7 +117,7 @@ impl View<'_> {
             let digest = async |bucket: Option<usize>| {
                 let context = engine::session(&run.engine.of_one_bucket())?;
                 let mut parts = Vec::new();
-                for known in staged.known_on(&context, run, self.name, days, bucket)? {
+                for known in staged.known_on(&context, run, self.name, days, bucket).await? {
                     parts.push(self.part(run, known)?);
                 }
                 let digests = SpawnedTask::spawn(Digests::of(parts, users)).join_unwind().await.map_err(Error::internal)??;

@@ -72,7 +72,7 @@ impl Staged {
     /// One canonical table as known at the cut-offs of several days, in as few readings as that takes; nothing where the shop does not
     /// have it. Most rows of a log are the same on every day on which they are known: a bucket is read once for these, and for each day
     /// only those that have an outcome with a time of its own.
-    pub fn known_on(
+    pub async fn known_on(
         &self,
         context: &SessionContext,
         run: &Run,
@@ -92,7 +92,8 @@ impl Staged {
             return Ok(vec![Known::whenever(rows, run, &table.schema, days)]);
         };
         let mut known = vec![Known::whenever(rows.clone().filter(changes.clone().is_false())?, run, &table.schema, days)];
-        let changing = rows.filter(changes)?;
+        // Few of many: read once, they are kept.
+        let changing = rows.filter(changes)?.cache().await?;
         for &day in days {
             known.push(Known { rows: known_at(changing.clone(), run, day)?, on: vec![(day, lit(true))] });
         }
