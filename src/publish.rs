@@ -231,7 +231,7 @@ pub async fn write(run: &Run, tables: &Tables, privacy: Privacy<'_>, made: Made<
         };
         let counts = match made.counts {
             Some(noise) => {
-                let before = spent_before(run).await?;
+                let before = spent_before(run, made.policy_version).await?;
                 let (counts, facts) = counts::counts(&left, made.policy_version, noise, before)?;
                 step.write_table("segment_counts.parquet", &counts).await?;
                 Some(facts)
@@ -251,10 +251,11 @@ pub async fn write(run: &Run, tables: &Tables, privacy: Privacy<'_>, made: Made<
     .await
 }
 
-/// What the counts of all tables committed before the run's date have spent.
-async fn spent_before(run: &Run) -> Result<f64> {
+/// What the counts of the other tables committed up to the run's date have spent.
+async fn spent_before(run: &Run, policy_version: &str) -> Result<f64> {
     let mut spent = 0.0_f64;
-    for commit in history(&run.output).await?.iter().filter(|commit| commit.run_date < run.date) {
+    let others = |commit: &&Commit| commit.run_date <= run.date && commit.policy_version != policy_version;
+    for commit in history(&run.output).await?.iter().filter(others) {
         let counts = facts(&run.output.child(&commit.tables)).await?.counts;
         spent = spent.max(counts.map_or(0.0, |counts| counts.epsilon_so_far));
     }

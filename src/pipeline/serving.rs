@@ -162,7 +162,7 @@ async fn chosen_ads(
     let signs = candidates::Signs { primary, clicks: &clicks, searches: searches.as_ref().map(|(terms, _)| terms), titles: &titles };
     // Chance chooses other ads every night.
     let seed = run.job.seed.wrapping_add(run.date.num_days_from_ce().unsigned_abs().into());
-    candidates::choose(most, &offers.iter().map(|offer| offer.ad_id.as_str()).collect(), &signs, seed)
+    candidates::choose(most, &offers.iter().map(|offer| offer.ad_id.as_str()).collect(), &signs, seed).map(Some)
 }
 
 /// segment_id, ad_id: what may be shown to whom.

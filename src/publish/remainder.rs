@@ -32,7 +32,8 @@ pub(super) fn without(tables: &Tables, gone: &HashSet<String>, floor: Option<u64
             ranks.push(last.1);
         }
     }
-    let user_segments = with(&filter_record_batch(&tables.user_segments, &BooleanArray::from(keep))?, "rank", ranks)?;
+    let user_segments =
+        with(&filter_record_batch(&tables.user_segments, &BooleanArray::from(keep))?, "rank", Arc::new(Int64Array::from(ranks)))?;
     let members = recount(&user_segments)?;
     let of_segments = |rows: &RecordBatch, size: &str| -> Result<RecordBatch> {
         let stays = |id: &str| members.contains_key(id);
@@ -45,7 +46,7 @@ pub(super) fn without(tables: &Tables, gone: &HashSet<String>, floor: Option<u64
         let before: Vec<i64> = full::<Int64Array>(&left, size)?.values().to_vec();
         let sizes: Vec<i64> = full::<StringArray>(&left, "segment_id")?.iter().flatten().map(|id| members[id]).collect();
         let left = without_keywords(&left, |row| sizes[row] != before[row])?;
-        with(&left, size, sizes)
+        with(&left, size, Arc::new(Int64Array::from(sizes)))
     };
     Ok(Tables {
         segments: of_segments(&tables.segments, "size_released")?,
@@ -57,17 +58,17 @@ pub(super) fn without(tables: &Tables, gone: &HashSet<String>, floor: Option<u64
 
 /// Takes away the keywords of some segments: too few of those who are left may have searched for them.
 fn without_keywords(rows: &RecordBatch, of: impl Fn(usize) -> bool) -> Result<RecordBatch> {
-    let Ok(at) = rows.schema().index_of("keywords") else { return Ok(rows.clone()) };
-    let keywords = full::<StringArray>(rows, "keywords")?.iter().enumerate();
-    let mut columns = rows.columns().to_vec();
-    columns[at] =
-        Arc::new(StringArray::from_iter_values(keywords.map(|(row, keywords)| if of(row) { "" } else { keywords.unwrap_or_default() })));
-    Ok(RecordBatch::try_new(rows.schema(), columns)?)
+    if rows.column_by_name("keywords").is_none() {
+        return Ok(rows.clone());
+    }
+    let keywords = full::<StringArray>(rows, "keywords")?.iter().flatten().enumerate();
+    let left = keywords.map(|(row, keywords)| if of(row) { "" } else { keywords });
+    with(rows, "keywords", Arc::new(StringArray::from_iter_values(left)))
 }
 
-fn with(rows: &RecordBatch, name: &str, values: Vec<i64>) -> Result<RecordBatch> {
+fn with(rows: &RecordBatch, name: &str, values: ArrayRef) -> Result<RecordBatch> {
     let mut columns = rows.columns().to_vec();
-    columns[rows.schema().index_of(name)?] = Arc::new(Int64Array::from(values)) as ArrayRef;
+    columns[rows.schema().index_of(name)?] = values;
     Ok(RecordBatch::try_new(rows.schema(), columns)?)
 }
 

@@ -57,11 +57,8 @@ const PRIOR_CLICKERS: f64 = 5.0;
 /// Ads of a user who clicked more than this say little of each other.
 const MOST_CLICKED: usize = 100;
 
-/// `most` of the ads for each segment, `seed` deciding what falls to chance; `None` where all ads fit.
-pub fn choose(most: usize, ads: &BTreeSet<&str>, signs: &Signs, seed: u64) -> Result<Option<Candidates>> {
-    if most == 0 || ads.len() <= most {
-        return Ok(None);
-    }
+/// `most` of the ads, which are more, for each segment; `seed` decides what falls to chance.
+pub fn choose(most: usize, ads: &BTreeSet<&str>, signs: &Signs, seed: u64) -> Result<Candidates> {
     let (users, segments) = (full::<StringArray>(signs.primary, "user_id")?, full::<StringArray>(signs.primary, "segment_id")?);
     let segment_of: HashMap<&str, &str> = users.iter().flatten().zip(segments.iter().flatten()).collect();
     let collaborative = by_clicks(&segment_of, ads, signs.clicks)?;
@@ -95,7 +92,7 @@ pub fn choose(most: usize, ads: &BTreeSet<&str>, signs: &Signs, seed: u64) -> Re
         found.facts.by_chance += chance as u64;
         found.by_segment.insert(segment.to_owned(), owned(&chosen));
     }
-    Ok(Some(found))
+    Ok(found)
 }
 
 fn owned(ads: &BTreeSet<&str>) -> BTreeSet<String> {
@@ -213,7 +210,7 @@ mod tests {
     }
 
     /// Users 0..10 are of segment a, 10..20 of segment b, 20..30 of none. Ads: ad_00 to ad_29.
-    fn chosen(most: usize, clicks: &[(usize, usize)], searches: &[(usize, &str)], titles: &[(&str, &str)]) -> Option<Candidates> {
+    fn chosen(most: usize, clicks: &[(usize, usize)], searches: &[(usize, &str)], titles: &[(&str, &str)]) -> Candidates {
         let user = |user: usize| format!("u_{user:02}");
         let ids: Vec<String> = (0..30).map(|ad| format!("ad_{ad:02}")).collect();
         let ads: BTreeSet<&str> = ids.iter().map(String::as_str).collect();
@@ -234,7 +231,7 @@ mod tests {
         // Segment a clicks 3; outside of it whoever clicks 3 clicks 4; segment b clicks 9.
         let clicks: Vec<(usize, usize)> =
             (0..5).map(|i| (i, 3)).chain((20..30).flat_map(|i| [(i, 3), (i, 4)])).chain((10..15).map(|i| (i, 9))).collect();
-        let found = chosen(5, &clicks, &[], &[]).expect("there are too many ads");
+        let found = chosen(5, &clicks, &[], &[]);
         assert!(["ad_03", "ad_04"].iter().all(|ad| found.by_segment["a"].contains(*ad)), "{found:?}");
         assert!(found.by_segment["b"].contains("ad_09"));
         assert_eq!((found.facts.collaborative, found.facts.content), (3, 0));
@@ -244,27 +241,26 @@ mod tests {
     fn a_new_ad_is_found_by_its_title_in_either_script() {
         let searches = [(1, "跑步鞋"), (2, "跑步鞋"), (11, "Running Shoes")];
         let titles = [("ad_20", "新款跑步鞋男"), ("ad_21", "running shoes for men"), ("ad_22", "phone")];
-        let found = chosen(4, &[], &searches, &titles).expect("there are too many ads");
+        let found = chosen(4, &[], &searches, &titles);
         assert!(found.by_segment["a"].contains("ad_20") && found.by_segment["b"].contains("ad_21"), "{found:?}");
         assert_eq!((found.facts.collaborative, found.facts.content), (0, 2));
     }
 
     #[test]
-    fn a_quarter_is_chance_other_ads_every_night_and_all_are_chosen_where_they_fit() {
-        let found = chosen(8, &[(0, 3)], &[], &[]).expect("there are too many ads");
+    fn a_quarter_is_chance_and_other_ads_every_night() {
+        let found = chosen(8, &[(0, 3)], &[], &[]);
         for segment in ["a", "b"] {
             assert_eq!((found.by_segment[segment].len(), found.by_chance[segment].len()), (8, 2));
             assert!(found.by_chance[segment].is_subset(&found.by_segment[segment]));
         }
-        assert_eq!(Some(found), chosen(8, &[(0, 3)], &[], &[]));
-        assert_eq!((chosen(30, &[], &[], &[]), chosen(0, &[], &[], &[])), (None, None));
+        assert_eq!(found, chosen(8, &[(0, 3)], &[], &[]));
         let nobody = pairs(["user_id", "ad_id"], &[]);
         let primary = pairs(["user_id", "segment_id"], &[("u".to_owned(), "a".to_owned())]);
         let signs = Signs { primary: &primary, clicks: &nobody, searches: None, titles: &BTreeMap::new() };
         let ids: Vec<String> = (0..30).map(|ad| format!("ad_{ad:02}")).collect();
         let ads: BTreeSet<&str> = ids.iter().map(String::as_str).collect();
         let tried: BTreeSet<String> =
-            (0..40).flat_map(|night| choose(4, &ads, &signs, night).unwrap().expect("too many").by_segment.remove("a").unwrap()).collect();
+            (0..40).flat_map(|night| choose(4, &ads, &signs, night).unwrap().by_segment.remove("a").unwrap()).collect();
         assert_eq!(tried.len(), 30, "in forty nights every ad was tried");
     }
 }

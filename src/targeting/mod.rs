@@ -8,7 +8,8 @@
 //! - champion: the plan; propensity = planned impressions / supply, the rest is `no_ad`.
 //! - explore: (1 - epsilon) of the plan's propensities, and epsilon evenly over the segment's ads, less where a cap or a campaign's
 //!   budget would not bear it; what is cut off is `no_ad`. Every ad keeps some probability as long as its campaign has money.
-//! - holdout: the untargeted default, evenly over the ads (where ads are chosen for segments, over those that chance chose), cut in the same way. `shadow_ads` hold the plan it would have had.
+//! - holdout: the untargeted default, evenly over the ads (where ads are chosen for segments, over those that chance chose), cut in the
+//!   same way. `shadow_ads` hold the plan it would have had.
 //!
 //! A segment without expected supply plans nothing, and its champions see `no_ad`.
 
@@ -251,22 +252,23 @@ impl<'a> Market<'a> {
         let per_conversion = value::per_conversion(&offers, inputs.ads, inputs.outcomes)?.filter(|_| conversions);
         let objective = if per_conversion.is_some() { Objective::Revenue } else { Objective::Clicks };
         let worth = per_conversion.unwrap_or_else(|| vec![1.0; offers.live.len()]);
-        let candidates = scored.into_iter().map(|(segment, offer, score)| Candidate {
-            segment,
-            offer,
-            score,
-            value: match objective {
-                Objective::Revenue => score.p_click * score.p_conversion.unwrap_or(0.0) * worth[offer],
-                Objective::Clicks => score.p_click * worth[offer],
-            },
-            value_error: match objective {
-                Objective::Revenue => score.conversion_error * worth[offer],
-                Objective::Clicks => score.click_error * worth[offer],
-            },
-            cost: offers.live[offer].bid.map_or(0, |bid| bid.cost(score.p_click)),
-            untargeted: inputs.by_chance.is_none_or(|by_chance| {
-                by_chance.get(audiences[segment].segment_id).is_some_and(|ads| ads.contains(&offers.live[offer].ad_id))
-            }),
+        let candidates = scored.into_iter().map(|(segment, offer, score)| {
+            let (value, value_error) = match objective {
+                Objective::Revenue => (score.p_click * score.p_conversion.unwrap_or(0.0), score.conversion_error),
+                Objective::Clicks => (score.p_click, score.click_error),
+            };
+            let (segment_id, Offer { ad_id, bid, .. }) = (audiences[segment].segment_id, &offers.live[offer]);
+            let untargeted =
+                |by_chance: &BTreeMap<String, BTreeSet<String>>| by_chance.get(segment_id).is_some_and(|ads| ads.contains(ad_id));
+            Candidate {
+                segment,
+                offer,
+                score,
+                value: value * worth[offer],
+                value_error: value_error * worth[offer],
+                cost: bid.map_or(0, |bid| bid.cost(score.p_click)),
+                untargeted: inputs.by_chance.is_none_or(untargeted),
+            }
         });
         let candidates = candidates.collect();
         let campaigns: Vec<String> = offers.campaigns.keys().cloned().collect();
@@ -345,18 +347,18 @@ impl<'a> Market<'a> {
         Served { arm: Arm::Champion, propensity, planned: plan.whole.clone() }
     }
 
-    /// `base` propensities and on top of them `mass`, evenly over those ads of each segment that are `of` it: less of an ad whose cap, and less of all
-    /// ads of a campaign whose budget, would not bear it.
-    fn spread(&self, arm: Arm, mass: f64, base: &[f64], of: impl Fn(&Candidate) -> bool) -> Vec<f64> {
+    /// `base` propensities and on top of them `mass`, evenly over the ads of each segment that are `among` those meant: less of an ad
+    /// whose cap, and less of all ads of a campaign whose budget, would not bear it.
+    fn spread(&self, arm: Arm, mass: f64, base: &[f64], among: impl Fn(&Candidate) -> bool) -> Vec<f64> {
         let problem = self.problem(arm);
         let mut ads = vec![0u32; self.audiences.len()];
-        self.candidates.iter().filter(|candidate| of(candidate)).for_each(|candidate| ads[candidate.segment] += 1);
+        self.candidates.iter().filter(|candidate| among(candidate)).for_each(|candidate| ads[candidate.segment] += 1);
         let mut spread = Vec::with_capacity(base.len());
         let (mut spent, mut wanted) = (vec![0.0; problem.budget.len()], vec![0.0; problem.budget.len()]);
         for (pair, candidate) in self.candidates.iter().enumerate() {
             let supply = problem.supply[candidate.segment];
             let room = if supply > 0.0 { (problem.cap[pair] / supply - base[pair]).max(0.0) } else { f64::INFINITY };
-            spread.push(if of(candidate) { (mass / f64::from(ads[candidate.segment])).min(room) } else { 0.0 });
+            spread.push(if among(candidate) { (mass / f64::from(ads[candidate.segment])).min(room) } else { 0.0 });
             spent[problem.ad[pair]] += problem.cost[pair] * supply * base[pair];
             wanted[problem.ad[pair]] += problem.cost[pair] * supply * spread[pair];
         }

@@ -675,7 +675,7 @@ fn odd_interest_tables_train_or_say_why_not() {
 
 /// `cargo test --release --test it model::speed -- --ignored --nocapture`
 #[test]
-#[ignore = "a measurement"]
+#[ignore = "a measurement of speed: run it by name"]
 fn speed() {
     let (train, valid) = (impressions(200_000, 1), impressions(50_000, 2));
     let settings = ModelSettings { epochs: 2, patience: 0, ..ModelSettings::default() };
